@@ -1,0 +1,95 @@
+"""One result a page, trusted only when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from .draw import COLOURS
+from .parse import Page
+from .run import Run
+
+_LIBRARIES = ("torch", "matplotlib", "numpy", "scipy", "scikit-learn")
+_KEEP_SECONDS = 14 * 24 * 3600  # convention: entries unused for two weeks go
+
+
+def sources_digest(root: Path) -> str:
+    """A digest of everything besides the page that decides what its blocks do."""
+    digest = hashlib.sha256()
+    engine = Path(__file__).parent
+    for folder in (root / "stabilitykit", engine):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(path.read_bytes() + b"\0")
+    for library in _LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            digest.update(f"{library}={version(library)};".encode())
+    digest.update(f"python={sys.version};{sorted(COLOURS)}".encode())
+    return digest.hexdigest()
+
+
+def page_key(page: Page, sources: str) -> str:
+    """The key of a page's run: its code and figure names, not its prose or expectations."""
+    blocks = [
+        [
+            "\n".join(line for line in block.code.splitlines() if not line.startswith("#>")),
+            block.figure and block.figure.name,
+        ]
+        for block in page.blocks
+    ]
+    return hashlib.sha256(json.dumps([page.name, sources, blocks]).encode()).hexdigest()
+
+
+def load(folder: Path, key: str) -> Run | None:
+    """The stored run, or None when there is none or it is damaged."""
+    path = folder / f"{key}.json"
+    try:
+        envelope = json.loads(path.read_bytes())
+        body = envelope["body"]
+        if envelope["sha256"] != hashlib.sha256(body.encode()).hexdigest():
+            return None
+        found = Run.from_json(json.loads(body))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return found
+
+
+def store(folder: Path, key: str, run: Run) -> None:
+    """Write a run so that a reader sees all of it or nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    body = json.dumps(run.to_json())
+    envelope = {"sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body}
+    write_whole(folder / f"{key}.json", json.dumps(envelope).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file by way of a temporary neighbour, never leaving half of it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        # mkstemp makes files private; a page keeps its mode, a new file gets the usual one.
+        os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def prune(folder: Path) -> None:
+    """Remove what no build has used for two weeks, leftovers of killed builds included."""
+    oldest = time.time() - _KEEP_SECONDS
+    for path in [*folder.glob("*.json"), *folder.glob(".*.part")]:
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < oldest:
+                path.unlink()
