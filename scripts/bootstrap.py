@@ -1,0 +1,168 @@
+"""Set up `.venv` with everything that the site and the tests need.
+
+Standard library only, and no syntax newer than Python 3.8, so that an old Python reaches the line
+that says so. Failures take one line.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+NEEDED = (3, 11)  # pyproject.toml's requires-python
+
+
+class Refused(Exception):
+    """Why set-up cannot go on, in one line."""
+
+
+def check_python(version, import_module=__import__):
+    """Refuse a Python that is too old or lacks what a virtual environment needs.
+
+    Args:
+        version: as `sys.version_info`.
+        import_module: what imports a module by name.
+
+    Raises:
+        Refused: the reason and what to do about it.
+    """
+    if tuple(version[:2]) < NEEDED:
+        raise Refused(
+            "Python {}.{} is too old: {}.{} or newer is needed. "
+            "Name another one: make PYTHON=python3.13".format(*version[:2], *NEEDED)
+        )
+    for module in ("venv", "ensurepip", "ssl"):
+        try:
+            import_module(module)
+        except ImportError:
+            raise Refused(
+                f"{sys.executable} lacks the module {module}. On Debian and Ubuntu: "
+                "apt-get install python3-venv; or name another Python: make PYTHON=python3.13"
+            ) from None
+
+
+def create(folder):
+    """Create the environment, replacing one whose Python or pip does not start."""
+    import venv
+
+    python = folder / "bin" / "python"
+    works = (
+        python.exists()
+        and not subprocess.run(
+            [str(python), "-m", "pip", "--version"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        ).returncode
+    )
+    if not works:
+        print(f"Creating {_shown(folder)}", flush=True)
+        try:
+            venv.EnvBuilder(with_pip=True, clear=True).create(str(folder))
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise Refused(f"Creating {_shown(folder)} failed: {error}") from None
+    return python
+
+
+def install(python, arguments):
+    """Run pip, showing what it is at and the time gone.
+
+    Args:
+        python: the environment's Python.
+        arguments: what to install, as pip's own arguments.
+
+    Raises:
+        Refused: pip's last error line and where its whole output is.
+    """
+    command = [str(python), "-m", "pip", "install", "--progress-bar", "off", "--no-input"]
+    command += ["--disable-pip-version-check", *arguments]
+    # Outside the environment: a run that is killed leaves it behind for whoever asks why.
+    log = Path(tempfile.gettempdir()) / f"stabilitykit-install-{os.getpid()}.log"
+    print("Installing (about two minutes with an empty pip cache)", flush=True)
+    start = shown = time.monotonic()
+    live = sys.stdout.isatty()
+    doing = ""
+    with log.open("w", encoding="utf-8") as whole:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            universal_newlines=True,
+            cwd=str(ROOT),
+        )
+        try:
+            for line in process.stdout:
+                whole.write(line)
+                doing = _doing(line) or doing
+                now = time.monotonic()
+                if live:
+                    print(f"\r\x1b[K{now - start:4.0f} s  {doing[:60]}", end="", flush=True)
+                elif now - shown > 15:
+                    shown = now
+                    print(f"{now - start:4.0f} s  {doing[:60]}", flush=True)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            process.wait()
+            if live:
+                print("\r\x1b[K", end="")
+    if process.returncode:
+        said = log.read_text(encoding="utf-8", errors="replace")
+        raise Refused(f"pip failed: {last_error(said)} (its whole output: {log})")
+    log.unlink()
+    print(f"Installed in {time.monotonic() - start:.0f} s", flush=True)
+
+
+def _doing(line):
+    match = re.match(r"\s*(Collecting|Downloading|Building|Installing)\b(.*)", line)
+    return (match.group(1) + match.group(2).split("(")[0]).strip() if match else None
+
+
+def last_error(output):
+    """The line of pip's output that says why it failed."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line[len("ERROR:") :].strip() for line in lines if line.startswith("ERROR:")]
+    found = errors or lines or ["it said nothing"]
+    # What pip writes first is the cause only when it could not reach its index.
+    if "No matching distribution" in found[-1] and "connection" in output.lower():
+        return found[-1] + "; the package index cannot be reached: is there a network?"
+    return found[-1]
+
+
+def _shown(path):
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
+def main(arguments=None):
+    """Exit status 0 when the environment is ready, 1 with a one-line reason."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--extra", default="dev", help="pyproject's optional dependencies")
+    parser.add_argument("--stamp", type=Path, help="file written once everything is installed")
+    options = parser.parse_args(arguments)
+    try:
+        check_python(sys.version_info)
+        python = create(ROOT / ".venv")
+        install(python, ["-c", "constraints.txt", "-e", f".[{options.extra}]"])
+        if options.stamp:
+            options.stamp.touch()
+    except Refused as reason:
+        print(f"Set-up failed: {reason}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nSet-up interrupted; the next run takes it up again", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
