@@ -116,6 +116,8 @@ def check_prose(page: Page) -> list[PageError]:
 
 def _masked(prose: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
     """The prose lines without formulas, links and tags, which may span lines."""
+    if not prose:
+        return []
     # Figure comments hold captions, which are prose: only their delimiters go.
     text = "\n".join(content for _, content in prose).replace("<!--", " ").replace("-->", " ")
     blank = _NOT_PROSE.sub(lambda m: re.sub(r"[^\n]", " ", m[0]), text)

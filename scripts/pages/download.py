@@ -30,7 +30,8 @@ def _notebook(page: Page):
     prose = dict(page.prose)
     captions = {b.figure.line: b.figure for b in page.blocks if b.figure}
     hidden = {n for f in captions.values() for n in range(f.line, f.end + 1)}
-    cells, text = [], []
+    cells: list[nbformat.NotebookNode] = []
+    text: list[str] = []
 
     def flush() -> None:
         said = "\n".join(text).strip()

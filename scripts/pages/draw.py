@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html import escape
+from typing import Any
 
 # Colour by role: what a figure file shows, and the CSS variable that replaces it inline.
 COLOURS = {
@@ -23,7 +24,7 @@ COLOURS = {
 _FG, _MUTED, _GRID, _BG, *_CYCLE = COLOURS
 
 
-def style() -> dict[str, object]:
+def style() -> dict[Any, Any]:
     """The rcParams of every figure: readable at 390 px, the same bytes on every run."""
     from cycler import cycler
 

@@ -82,7 +82,7 @@ def run(page: Page, root: Path, timeout: float) -> Run | PageError:
     receiver, sender = context.Pipe(duplex=False)
     workdir = tempfile.mkdtemp(prefix="page-")
     process = context.Process(
-        target=_child, args=(sender, page.name, page.text, str(root), workdir), daemon=True
+        target=_child, args=(sender, page.name, page.text, str(root), workdir, timeout), daemon=True
     )
     process.start()
     sender.close()
@@ -149,9 +149,13 @@ class _Refused(Exception):
     """A page's failure as (line, message)."""
 
 
-def _child(sender: Connection, name: str, text: str, root: str, workdir: str) -> None:
+def _child(
+    sender: Connection, name: str, text: str, root: str, workdir: str, timeout: float
+) -> None:
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)
+    # A page whose build was killed has nobody to stop it: the kernel does.
+    signal.alarm(int(timeout) + 10)
     os.chdir(workdir)
     sys.path.insert(0, root)
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
