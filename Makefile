@@ -28,7 +28,7 @@ site: $(STAMP)  ## build the site into site/
 	@$(PY) -m mkdocs build --strict
 
 test: $(STAMP)  ## run everything: unit tests, pages, site, browser
-	@$(PY) scripts/test.py $(ARGS)
+	@$(PY) -m scripts.test $(ARGS)
 
 update: $(STAMP)  ## run the pages and rewrite the outputs printed in them
 	@$(PY) -m scripts.pages update
@@ -44,7 +44,7 @@ lint: $(STAMP)  ## check style, types and workflows
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 times: $(STAMP)  ## measure make test in a fresh clone and write the times into README.md
-	@$(PY) scripts/benchmarks/readme_times.py
+	@$(PY) -m scripts.benchmarks.readme_times
 
 clean:  ## remove the built site, caches and the environment
 	rm -rf .venv .cache site figures build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
