@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import cache as store
 from .compare import check_outputs, check_prose
+from .coverage import covered
 from .draw import themed
 from .parse import Claim, Page, parse
 from .problems import PageError, PageErrors
@@ -119,7 +120,9 @@ def build(
             return [result]
         if cache and not cached and page.blocks:
             store.store(cache, key, result)
-        errors = check_outputs(page, result.outputs) + check_prose(page) if check else []
+        errors = covered(page)[1]
+        if check:
+            errors += check_outputs(page, result.outputs) + check_prose(page)
         if errors:
             tell(name, "failed", result.seconds)
             return errors

@@ -13,6 +13,9 @@ from .build import Built
 from .parse import CONT, Page
 
 
+_MACHINERY = (CONT, "<!--covers:")
+
+
 def downloads(built: Built) -> dict[str, bytes]:
     """The files to offer beside a page, `gain.py` and `gain.ipynb`; none without code."""
     if not built.page.blocks:
@@ -45,7 +48,7 @@ def _notebook(page: Page):
             cells.append(new_code_cell(blocks[number].code.rstrip("\n")))
         elif number in captions:
             text.append(captions[number].caption)
-        elif number in prose and number not in hidden and line != CONT:
+        elif number in prose and number not in hidden and not line.startswith(_MACHINERY):
             text.append(line)
     flush()
     for index, cell in enumerate(cells):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .build import Built, Figure
+from .coverage import covered
 from .parse import CONT
 
 
@@ -12,6 +13,9 @@ def render(built: Built) -> str:
     figures = {figure.name: figure for figure in built.figures}
     replaced: dict[int, str] = {}
     dropped: set[int] = set()
+    for entry in covered(page)[0]:
+        anchor = f'<a id="{entry.item}" class="sk-claim"></a>'
+        replaced[entry.comment] = replaced.get(entry.comment, "") + anchor
     for block in page.blocks:
         if block.line > 1 and lines[block.line - 2] == CONT:
             dropped.add(block.line - 1)
