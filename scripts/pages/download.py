@@ -12,7 +12,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from .build import Built
 from .parse import CONT, Page
 
-
 _MACHINERY = (CONT, "<!--covers:")
 
 
