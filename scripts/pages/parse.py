@@ -9,8 +9,8 @@ import tokenize
 from dataclasses import dataclass, field
 
 from .problems import PageError, PageErrors
+from .script import CONT, script_lines
 
-CONT = "<!--pytest-codeblocks:cont-->"
 MAX_BLOCK_LINES = 25  # convention: longer code belongs in the package
 
 _FENCE = re.compile(r"^(?P<indent>\s*)(?P<ticks>`{3,}|~{3,})(?P<info>.*)$")
@@ -91,8 +91,8 @@ def parse(text: str, name: str) -> Page:
     """Read a page, refusing whatever a reader or pytest-codeblocks would take differently.
 
     Args:
-        text: the page's Markdown.
-        name: what messages call it, such as `docs/signal/gain.md`.
+        text: the page's Markdown, or a notebook as a percent script.
+        name: what messages call it, such as `docs/signal/gain.md`; a script's ends in `.py`.
 
     Raises:
         PageErrors: every refusal on this page, each with its line.
@@ -107,7 +107,7 @@ def parse(text: str, name: str) -> Page:
 class _Reader:
     def __init__(self, text: str, name: str) -> None:
         self.text, self.name = text, name
-        self.lines = text.splitlines()
+        self.lines = script_lines(text, name) if name.endswith(".py") else text.splitlines()
         self.errors: list[PageError] = []
         self.claims = 0
 
