@@ -1,16 +1,45 @@
 """Why neural networks stop learning, and what to do about it."""
 
+from typing import Any
+
+from stabilitykit.datasets import Digits, digits, polynomial_regression
+from stabilitykit.descent import Path, Root, descend, newton_root
 from stabilitykit.gains import Gain, gain, gain_table, second_moment, slope_moment
 from stabilitykit.meanfield import MeanField, critical_weight_var
+from stabilitykit.networks import MLP, Ensemble
+from stabilitykit.signals import SignalProfile, signal_profile
+from stabilitykit.training import History, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MLP",
+    "Digits",
+    "Ensemble",
     "Gain",
+    "History",
     "MeanField",
+    "Path",
+    "Root",
+    "SignalProfile",
     "critical_weight_var",
+    "descend",
+    "digits",
+    "fit",
     "gain",
     "gain_table",
+    "newton_root",
+    "plots",
+    "polynomial_regression",
     "second_moment",
+    "signal_profile",
     "slope_moment",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plots":  # brings matplotlib, so only when it is asked for
+        import importlib
+
+        return importlib.import_module("stabilitykit.plots")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,169 @@
+"""Multilayer perceptrons: one, or many side by side."""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stabilitykit._activations import NAMED, _by_name
+
+
+class _Elementwise(nn.Module):
+    """A named or callable activation as a module, so that hooks see it and repr names it."""
+
+    def __init__(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.name, self.function = name, function
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.function(z)
+
+    def extra_repr(self) -> str:
+        return self.name
+
+
+def as_module(activation: Any) -> nn.Module:
+    if isinstance(activation, str):
+        name, _ = _by_name(activation, {})
+        return _Elementwise(name, NAMED[name])
+    if isinstance(activation, type) and issubclass(activation, nn.Module):
+        return activation()
+    if isinstance(activation, nn.Module):
+        return activation
+    if callable(activation):
+        return _Elementwise(getattr(activation, "__name__", repr(activation)), activation)
+    raise TypeError(
+        f"activation must be a name, an nn.Module or a callable on tensors, got {activation!r}"
+    )
+
+
+def checked_widths(widths: Iterable[int]) -> list[int]:
+    sizes = list(widths)
+    if len(sizes) < 2 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
+        raise ValueError(
+            "widths must be at least two positive whole numbers, from inputs to outputs, "
+            f"got {widths!r}"
+        )
+    return [int(n) for n in sizes]
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron: linear layers with an activation between them, none after the last.
+
+    The layers are made in order by `nn.Linear`, so torch's seed fixes the weights.
+
+    Args:
+        widths: units from the inputs to the outputs; n + 1 widths make n linear layers.
+        activation: a name of torch's ("relu", "tanh", …), an `nn.Module` or its class, or a
+            callable on tensors. One module serves all layers.
+        bias: whether the layers have biases.
+
+    Attributes:
+        linears: the `nn.Linear` layers.
+        activation: the module between them.
+
+    Raises:
+        ValueError: widths that are not positive whole numbers, an unknown activation.
+        TypeError: an activation that is no function.
+
+    Examples:
+        >>> _ = torch.manual_seed(420)
+        >>> network = MLP([2, 4, 4, 4, 1], "sigmoid")
+        >>> [[round(w, 4) for w in row] for row in network.linears[0].weight.tolist()]
+        [[0.4318, -0.4256], [0.673, -0.5617], [-0.2157, -0.4873], [0.5453, 0.2653]]
+        >>> network(torch.zeros(10, 2)).shape
+        torch.Size([10, 1])
+    """
+
+    def __init__(self, widths: Sequence[int], activation: Any, *, bias: bool = True) -> None:
+        super().__init__()
+        sizes = checked_widths(widths)
+        self.linears = nn.ModuleList(nn.Linear(n, m, bias=bias) for n, m in pairwise(sizes))
+        self.activation = as_module(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        *hidden, last = self.linears
+        for linear in hidden:
+            x = self.activation(linear(x))
+        return last(x)
+
+
+def listed_seeds(seeds: int | Iterable[int]) -> list[int]:
+    if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool):
+        seeds = range(int(seeds))
+    try:
+        listed = [int(seed) for seed in seeds]
+    except TypeError:
+        listed = []
+    if not listed:
+        raise ValueError(f"seeds must be a positive count or a list of seeds, got {seeds!r}")
+    return listed
+
+
+class Ensemble(nn.Module):
+    """Independent perceptrons of one shape, computed side by side.
+
+    Network i is `MLP(widths, activation, bias=bias)` as made after `torch.manual_seed(seeds[i])`.
+    Train all at once with `fit` and a loss that gives one number a network: the networks share
+    the batches and nothing else.
+
+    Args:
+        widths: as in `MLP`.
+        activation: as in `MLP`.
+        seeds: one seed a network, or how many networks (seeds 0, 1, …).
+        bias: as in `MLP`.
+
+    Attributes:
+        weights: parameters [networks, out, in], one a layer.
+        biases: parameters [networks, 1, out], one a layer; empty without biases.
+
+    Raises:
+        ValueError: as `MLP`, and no seeds.
+
+    Examples:
+        >>> many = Ensemble([2, 4, 1], "tanh", seeds=300)
+        >>> many(torch.ones(10, 2)).shape
+        torch.Size([300, 10, 1])
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        activation: Any,
+        seeds: int | Iterable[int] = 100,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        networks = []
+        with torch.random.fork_rng(devices=[]):
+            for seed in listed_seeds(seeds):
+                torch.manual_seed(seed)
+                networks.append(MLP(widths, activation, bias=bias).linears)
+        layers = list(zip(*networks, strict=True))
+        self.activation = as_module(activation)
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.stack([linear.weight.detach() for linear in layer]))
+            for layer in layers
+        )
+        self.biases = nn.ParameterList(
+            nn.Parameter(torch.stack([linear.bias.detach()[None] for linear in layer]))
+            for layer in layers
+            if bias
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs [networks, batch, out] for inputs [batch, in] or [networks, batch, in]."""
+        if x.ndim == 2:
+            x = x.expand(len(self.weights[0]), *x.shape)
+        last = len(self.weights) - 1
+        for layer, weight in enumerate(self.weights):
+            x = x @ weight.mT
+            if self.biases:
+                x = x + self.biases[layer]
+            if layer < last:
+                x = self.activation(x)
+        return x
