@@ -17,15 +17,21 @@ from numpy.typing import ArrayLike
 from stabilitykit.descent import Path
 
 
+def _array(values: Any) -> np.ndarray:
+    return np.asarray(values.detach() if isinstance(values, torch.Tensor) else values, dtype=float)
+
+
 def _line(name: str, values: ArrayLike, length: int | None = None) -> np.ndarray:
-    array = np.asarray(values, dtype=float)
+    array = _array(values)
     if array.ndim != 1 or array.size == 0 or length not in (None, len(array)):
         expected = "a non-empty 1-D array" if length is None else f"1-D of length {length}"
         raise ValueError(f"{name} must be {expected}, got shape {list(array.shape)}")
     return array
 
 
-def prediction(ax: Axes, x: ArrayLike, y: ArrayLike, label: str = "prediction", **style) -> Axes:
+def prediction(
+    ax: Axes, x: ArrayLike, y: ArrayLike, label: str = "prediction", **style: Any
+) -> Axes:
     """Draw a prediction as a line in the text colour.
 
     Args:
@@ -54,7 +60,7 @@ def measurement(
     center: str = "mean",
     spread: str | tuple[float, float] = "error",
     color: str = "C0",
-    **style,
+    **style: Any,
 ) -> Axes:
     """Draw many seeds' measurements as points with error bars.
 
@@ -76,7 +82,7 @@ def measurement(
         ValueError: shapes that do not match, an unknown center or spread.
     """
     x = _line("x", x)
-    samples = np.asarray(samples, dtype=float)
+    samples = _array(samples)
     if samples.ndim != 2 or samples.shape[1] != len(x) or len(samples) == 0:
         raise ValueError(
             f"samples must have shape [seeds, {len(x)}] as x has {len(x)} entries, "
@@ -94,7 +100,8 @@ def measurement(
         "color": color,
     } | style
     bars = np.nan_to_num(np.maximum([middle - below, above - middle], 0))
-    ax.errorbar(x, middle, bars, label=f"{label} ({len(samples)} seeds)", **style)
+    count = f"{len(samples)} seed{'s' if len(samples) > 1 else ''}"
+    ax.errorbar(x, middle, bars, label=f"{label} ({count})", **style)
     return _legend(ax)
 
 
@@ -127,9 +134,9 @@ def profile(
     label: str = "measured",
     predicted_label: str = "predicted",
     ylabel: str = "second moment",
-    log: bool = True,
+    log: bool | None = None,
     every: int | None = None,
-    **style,
+    **style: Any,
 ) -> Axes:
     """Draw a quantity layer by layer: the prediction as a line, the seeds as points with bars.
 
@@ -140,22 +147,26 @@ def profile(
         label: name of the measurement.
         predicted_label: name of the prediction.
         ylabel: what is drawn.
-        log: logarithmic vertical axis.
+        log: logarithmic vertical axis; by default when all drawn is positive and spans a decade.
         every: draw the measurement at each `every`-th layer; about 25 points by default.
         **style: passed to `measurement`.
 
     Returns:
         The axes.
     """
-    samples = np.asarray(samples, dtype=float)
+    samples = _array(samples)
     if samples.ndim != 2:
         raise ValueError(f"samples must have shape [seeds, layers], got {list(samples.shape)}")
     layers = np.arange(1, samples.shape[1] + 1)
+    drawn = samples
     if predicted is not None:
-        prediction(ax, layers, _line("predicted", predicted, len(layers)), predicted_label)
+        predicted = _line("predicted", predicted, len(layers))
+        prediction(ax, layers, predicted, predicted_label)
+        drawn = np.concatenate([samples, predicted[None]])
     every = every or max(1, len(layers) // 25)
     measurement(ax, layers[::every], samples[:, ::every], label, **style)
-    if log:
+    drawn = drawn[np.isfinite(drawn)]
+    if log or (log is None and drawn.size and drawn.max() > 10 * drawn.min() > 0):
         ax.set_yscale("log")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel("layer")
@@ -206,7 +217,7 @@ def violins(
 
 
 def _finite(name: str, group: Any) -> np.ndarray:
-    array = np.asarray(group.detach() if isinstance(group, torch.Tensor) else group, dtype=float)
+    array = _array(group)
     array = array[np.isfinite(array)]
     if array.size == 0:
         raise ValueError(f"groups[{name!r}] has no finite value to draw")
@@ -225,10 +236,11 @@ def contours(
 ) -> Axes:
     """Draw the contour lines of a function of two variables, and descents across them.
 
-    Each path is a line with a point at every step and an arrow where it goes; a ring marks its
-    start. A path that leaves the picture is cut at the frame, and the legend marks one that
-    diverged with its step. Contours are spaced evenly in the square root of the height above the
-    lowest point drawn, so that those of a quadratic are evenly apart.
+    Each path is a line with a point at every step, a ring at its start and an arrow on its longest
+    step. A path that ends outside the picture has a cross where it leaves for the last time; one
+    that diverged is named so in the legend, with the step. Contours are spaced evenly in the
+    square root of the height above the lowest point drawn, so that those of a quadratic are evenly
+    apart.
 
     Args:
         ax: the axes.
@@ -266,27 +278,68 @@ def contours(
             x, y, z, levels=levels, colors=mpl.rcParams["text.color"], alpha=0.35, linewidths=0.8
         )
     for index, (name, path) in enumerate((paths or {}).items()):
-        _path(ax, name, path, f"C{index % 10}", xlim, ylim)
+        _path(ax, name, path, f"C{index % 10}", *np.array([xlim, ylim], dtype=float).T)
     ax.set(xlim=xlim, ylim=ylim, xlabel=labels[0], ylabel=labels[1])
     ax.grid(False)
-    return _legend(ax)
+    return _legend_above(ax)
 
 
-def _path(ax: Axes, name: str, path: Any, color: str, xlim, ylim) -> None:
+def _path(ax: Axes, name: str, path: Any, color: str, low: np.ndarray, high: np.ndarray) -> None:
     diverged = path.diverged if isinstance(path, Path) else None
-    points = np.asarray(path.points if isinstance(path, Path) else path, dtype=float)
+    points = _array(path.points if isinstance(path, Path) else path)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(
             f"paths[{name!r}] must hold points of shape [n, 2], got {list(points.shape)}"
         )
     points = points[np.isfinite(points).all(1)]
-    # The renderer overflows far outside the picture; a long way out is far enough.
-    center = np.array([sum(xlim), sum(ylim)]) / 2
-    reach = 1e3 * np.array([xlim[1] - xlim[0], ylim[1] - ylim[0]])
-    points = np.clip(points, center - reach, center + reach)
+    # The renderer overflows far outside the picture, so the line ends a long way out.
+    far = np.flatnonzero((np.abs(points - low) > 1e3 * (high - low)).any(1))
+    if far.size:
+        points = points[: far[0] + 1].copy()
+        if far[0] > 0:
+            points[-1] = _leave(
+                points[-2], points[-1], low - 99 * (high - low), 100 * high - 99 * low
+            )
     label = name if diverged is None else f"{name} (diverged at step {diverged})"
     ax.plot(*points.T, "-o", color=color, markersize=3.2, linewidth=1.2, label=label, zorder=3)
     ax.plot(*points[:1].T, "o", color=color, markersize=8, fillstyle="none", zorder=3)
+    inside = ((points >= low) & (points <= high)).all(1)
+    if inside.any() and not inside[-1]:
+        last = np.flatnonzero(inside)[-1]
+        exit_ = _leave(points[last], points[last + 1], low, high)
+        ax.plot(*exit_[:, None], "X", color=color, markersize=7, clip_on=False, zorder=4)
+    lengths = np.linalg.norm(np.diff(points, axis=0) / (high - low), axis=1)
+    lengths = lengths * (inside[1:] & inside[:-1])
+    if lengths.size and lengths.max() > 0.06:
+        tail = lengths.argmax()
+        tip = points[tail] + 0.62 * (points[tail + 1] - points[tail])
+        arrow = {"arrowstyle": "-|>", "color": color, "linewidth": 0, "mutation_scale": 13}
+        ax.annotate("", tip, points[tail], arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0})
+
+
+def _leave(start: np.ndarray, end: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Where the segment from a start inside a box to an end outside crosses its border."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        shares = np.where(end > high, (high - start) / (end - start), (low - start) / (end - start))
+    share = np.where((end > high) | (end < low), shares, 1.0).min()
+    return start + share * (end - start)
+
+
+def _legend_above(ax: Axes) -> Axes:
+    """The legend over the axes, in as many columns as fit."""
+    names = ax.get_legend_handles_labels()[1]
+    if names:
+        width = ax.get_position().width * ax.figure.get_size_inches()[0]
+        columns = max(1, int(16.5 * width / (max(map(len, names)) + 7)))
+        ax.legend(
+            frameon=False,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            borderaxespad=0.2,
+            columnspacing=1.2,
+            ncols=min(columns, len(names)),
+        )
+    return ax
 
 
 def _legend(ax: Axes) -> Axes:
