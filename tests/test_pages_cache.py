@@ -160,3 +160,9 @@ def test_figures_are_written_as_files(docs):
     to = docs.parent / "figures"
     assert main(["figures", "--root", str(docs.parent), "--to", str(to), str(page)]) == 0
     assert sorted(p.name for p in (to / "a").iterdir()) == ["two-points.png", "two-points.svg"]
+
+
+def test_a_page_that_is_not_there_gets_one_line(docs, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["check", "--root", str(docs.parent), str(docs / "b.md")])
+    assert "b.md is not a file below" in capsys.readouterr().err

@@ -18,9 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 when every page holds, 1 when one does not."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     root = options.root.resolve()
     paths = [p.resolve() for p in options.pages] or find_pages(root)
+    for path in paths:
+        if not (path.is_file() and path.is_relative_to(root)):
+            parser.error(f"{path} is not a file below {root}")
     cache = None if options.no_cache else root / ".cache" / "pages"
     updating = options.command == "update"
     try:
