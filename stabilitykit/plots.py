@@ -12,6 +12,8 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.cbook import normalize_kwargs
+from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
 from stabilitykit.descent import Path
@@ -46,7 +48,8 @@ def prediction(
     """
     x = _line("x", x)
     y = _line("y", y, len(x))
-    style = {"color": mpl.rcParams["text.color"], "linewidth": 1.4, "zorder": 2} | style
+    default = {"color": mpl.rcParams["text.color"], "linewidth": 1.4, "zorder": 2}
+    style = default | normalize_kwargs(style, Line2D)
     ax.plot(x, y, label=label, **style)
     return _legend(ax)
 
@@ -91,14 +94,15 @@ def measurement(
     if center not in ("mean", "median"):
         raise ValueError(f"center must be 'mean' or 'median', got {center!r}")
     middle, below, above = _summary(samples, center, spread)
-    style = {
+    default = {
         "fmt": "o",
         "markersize": 4,
         "linewidth": 1.2,
         "capsize": 0,
         "zorder": 3,
         "color": color,
-    } | style
+    }
+    style = default | normalize_kwargs(style, Line2D)
     bars = np.nan_to_num(np.maximum([middle - below, above - middle], 0))
     count = f"{len(samples)} seed{'s' if len(samples) > 1 else ''}"
     ax.errorbar(x, middle, bars, label=f"{label} ({count})", **style)

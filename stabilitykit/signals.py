@@ -38,7 +38,7 @@ def signal_profile(
     widths: Sequence[int],
     activation: Any,
     *,
-    weight_var: float = 1.0,
+    weight_var: float | None = None,
     bias_var: float = 0.0,
     init: str | Initializer = "normal",
     seeds: int | Iterable[int] = 100,
@@ -61,7 +61,7 @@ def signal_profile(
     Args:
         widths: units from inputs to outputs, [L + 1].
         activation: as in `MLP`.
-        weight_var: σ_w² = fan_in · Var(w).
+        weight_var: σ_w² = fan_in · Var(w); 1 unless given.
         bias_var: σ_b².
         init: "normal" or "uniform" weights of that variance, or a function of `torch.nn.init`,
             called as init(weight [out, in], generator=…) for each layer, which then replaces
@@ -92,9 +92,14 @@ def signal_profile(
         True
     """
     sizes, function, listed = checked_widths(widths), as_module(activation), listed_seeds(seeds)
+    if weight_var is not None and callable(init):
+        raise ValueError(f"weight_var={weight_var!r}: a function as init sets the variance itself")
+    weight_var = 1.0 if weight_var is None else weight_var
     for name, value in (("weight_var", weight_var), ("bias_var", bias_var)):
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+    if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
+        raise ValueError(f"batch must be a whole number of at least 1, got {batch!r}")
     if inputs is not None and (inputs.ndim != 2 or inputs.shape[1] != sizes[0]):
         raise ValueError(f"inputs must have shape [batch, {sizes[0]}], got {list(inputs.shape)}")
     fill = _initializer(init, weight_var)
@@ -158,14 +163,19 @@ def _moments(
         zs.append(z)
         hidden = function(z.clone())  # an in-place activation must not write into z
     cotangent = _normal(tuple(zs[-1].shape), 1.0, generators, x.dtype) if loss is None else None
-    target = zs[-1] if loss is None else loss(zs[-1]).sum()
-    gradients = torch.autograd.grad(target, zs, cotangent)
+    target = zs[-1] if loss is None else loss(zs[-1])
+    if loss is not None and target.shape != (len(x),):
+        raise ValueError(
+            "loss must give one number a network, as y.square().mean((1, 2)) does: shape "
+            f"{[len(x)]}, got {list(target.shape)}"
+        )
+    gradients = torch.autograd.grad(target if loss is None else target.sum(), zs, cotangent)
     signals.append(hidden.detach())
     rows = []
     for layer, (z, gradient) in enumerate(zip(zs, gradients, strict=True)):
         z, f, incoming = z.detach().double(), signals[layer + 1].double(), signals[layer].double()
         gradient = gradient.double()
-        pairs = z[:, : 2 * (z.shape[1] // 2)].unflatten(1, (-1, 2))
+        pairs = (z / z.norm(dim=2, keepdim=True))[:, : 2 * (z.shape[1] // 2)].unflatten(1, (-1, 2))
         # |Σ_b g_b h_bᵀ|² through the Gram matrices of the batch, without the n × m matrix
         outer = (gradient @ gradient.mT) * (incoming @ incoming.mT)
         entries = z.shape[2] * incoming.shape[2]
@@ -174,7 +184,7 @@ def _moments(
                 z.square().mean((1, 2)),
                 f.square().mean((1, 2)),
                 f.mean((1, 2)),
-                torch.cosine_similarity(pairs[:, :, 0], pairs[:, :, 1], dim=-1).mean(1),
+                pairs.prod(2).sum(2).mean(1),
                 gradient.square().mean((1, 2)),
                 outer.sum((1, 2)) / entries,
             )

@@ -29,8 +29,8 @@ class History:
         losses: mean training loss [epochs], each batch measured just before its step; with a loss
             function that gives one loss a network, [epochs, networks].
         test_losses: loss on the test set after each epoch, None without a test set.
-        test_accuracies: share of test points whose largest output is the class, when the targets
-            are whole numbers.
+        test_accuracies: share of test points whose largest output is the class, in the shape of
+            the losses; None unless the targets are classes [n].
         gradient_rms: for each parameter tensor, the root mean square of its gradient over entries
             and steps of the epoch, [epochs]; empty unless asked for.
         diverged: the epoch (from 1) in which the loss was not finite and training stopped.
@@ -116,8 +116,8 @@ def _evaluate(model: nn.Module, data: tuple[Tensor, Tensor], loss_fn: LossFuncti
     outputs = model(data[0])
     model.train()
     hits = None
-    if not data[1].is_floating_point() and outputs.ndim == data[1].ndim + 1:
-        hits = (outputs.argmax(-1) == data[1]).double().mean().item()
+    if not data[1].is_floating_point() and data[1].ndim == 1 and outputs.ndim in (2, 3):
+        hits = (outputs.argmax(-1) == data[1]).double().mean(-1).numpy()
     return loss_fn(outputs, data[1]).double().numpy(), hits
 
 
