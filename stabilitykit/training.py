@@ -173,10 +173,10 @@ def fit(
     """
     x, y = _pair("data", data)
     test = None if test is None else _pair("test", test)
-    for name, value in (("epochs", epochs), ("batch_size", batch_size or len(x))):
+    batch_size = len(x) if batch_size is None else batch_size
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    batch_size = len(x) if batch_size is None else batch_size
     stepper = _optimizer(optimizer, model, lr)
     shuffle = torch.Generator().manual_seed(seed)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
