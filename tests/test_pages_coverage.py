@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from scripts.pages import PageErrors, build, parse, render
-from scripts.pages.coverage import covered, gaps, read_curriculum
+from scripts.pages.coverage import coverage_table, covered, gaps, read_curriculum
 
 ROOT = Path(__file__).resolve().parents[1]
 CURRICULUM = read_curriculum(ROOT / "scripts" / "curriculum.toml")
@@ -66,6 +66,14 @@ def test_the_shown_page_has_an_anchor_for_each_item(tmp_path):
     shown = render(build([path], root=tmp_path)["docs/a.md"])
     assert "covers" not in shown
     assert all(f'<a id="{item}"' in shown for item in ("first", "second", "third"))
+
+
+def test_the_table_links_every_covered_item_and_owns_up_to_the_rest():
+    items = {"docs/a/b.md": {"first": "One.", "fourth": "Four."}}
+    table = coverage_table({"docs/a/b.md": parse(PAGE, "docs/a/b.md")}, items, "docs/c/d.md")
+    assert "**1 of 2 items**" in table
+    assert "| One. | [line 4](../a/b.md#first) |" in table
+    assert "| Four. | not yet written |" in table
 
 
 def test_every_item_of_the_curriculum_has_its_block():

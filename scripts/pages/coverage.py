@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from os.path import relpath
+from pathlib import Path, PurePosixPath
 
 from .parse import CONT, Page
 from .problems import PageError
@@ -76,3 +77,30 @@ def gaps(pages: Iterable[Page], curriculum: dict[str, dict[str, str]]) -> list[P
         missing = items.keys() - {entry.item for entry in found}
         errors += [PageError(page.name, 1, f"no block covers {item!r}") for item in sorted(missing)]
     return errors
+
+
+def coverage_table(
+    pages: Mapping[str, Page], curriculum: dict[str, dict[str, str]], name: str
+) -> str:
+    """Every item of the curriculum with a link to its block, as one Markdown table a page.
+
+    Args:
+        pages: the pages that exist, by name.
+        curriculum: as `read_curriculum` gives it.
+        name: the page that shows the table, from which its links start.
+    """
+    parts, done, count = [], 0, 0
+    for page, items in curriculum.items():
+        found = (
+            {entry.item: entry.line for entry in covered(pages[page])[0]} if page in pages else {}
+        )
+        link = relpath(page, PurePosixPath(name).parent)
+        rows = ["| Item | Where |", "| --- | --- |"]
+        for item, sentence in items.items():
+            where = f"[line {found[item]}]({link}#{item})" if item in found else "not yet written"
+            rows.append(f"| {sentence} | {where} |")
+        done, count = done + len(found.keys() & items.keys()), count + len(items)
+        parts.append(f"## {page.removeprefix('docs/').removesuffix('.md')}\n\n" + "\n".join(rows))
+    return (
+        "\n\n".join([f"**{done} of {count} items** have their block in this build.", *parts]) + "\n"
+    )
