@@ -220,7 +220,8 @@ def descend(
         raise ValueError(f"start must be the d coordinates of one point, got shape {list(x.shape)}")
     if not callable(function):
         raise TypeError(f"function must be callable, got {function!r}")
-    objective, memory = _Objective(function), {}
+    objective = _Objective(function)
+    memory: dict[str, Tensor] = {}
     value = objective.value(x).detach()
     if not (x.isfinite().all() and value.isfinite()):
         raise ValueError(f"start={x.tolist()}: the function is {value.item()} there, not finite")

@@ -92,12 +92,10 @@ class MLP(nn.Module):
 
 
 def listed_seeds(seeds: int | Iterable[int]) -> list[int]:
-    if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool):
-        seeds = range(int(seeds))
-    try:
-        listed = [int(seed) for seed in seeds]
-    except TypeError:
-        listed = []
+    """The seeds 0, 1, … of a count, or those given."""
+    if isinstance(seeds, (int, np.integer)):
+        seeds = [] if isinstance(seeds, bool) else range(int(seeds))
+    listed = [int(seed) for seed in seeds] if isinstance(seeds, Iterable) else []
     if not listed:
         raise ValueError(f"seeds must be a positive count or a list of seeds, got {seeds!r}")
     return listed

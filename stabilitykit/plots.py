@@ -14,21 +14,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.cbook import normalize_kwargs
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from stabilitykit._drawing import array, cut, last_exit, line, longest_step, summary
 from stabilitykit.descent import Path
-
-
-def _array(values: Any) -> np.ndarray:
-    return np.asarray(values.detach() if isinstance(values, torch.Tensor) else values, dtype=float)
-
-
-def _line(name: str, values: ArrayLike, length: int | None = None) -> np.ndarray:
-    array = _array(values)
-    if array.ndim != 1 or array.size == 0 or length not in (None, len(array)):
-        expected = "a non-empty 1-D array" if length is None else f"1-D of length {length}"
-        raise ValueError(f"{name} must be {expected}, got shape {list(array.shape)}")
-    return array
 
 
 def prediction(
@@ -46,8 +36,8 @@ def prediction(
     Returns:
         The axes.
     """
-    x = _line("x", x)
-    y = _line("y", y, len(x))
+    x = line("x", x)
+    y = line("y", y, len(x))
     default = {"color": mpl.rcParams["text.color"], "linewidth": 1.4, "zorder": 2}
     style = default | normalize_kwargs(style, Line2D)
     ax.plot(x, y, label=label, **style)
@@ -84,8 +74,8 @@ def measurement(
     Raises:
         ValueError: shapes that do not match, an unknown center or spread.
     """
-    x = _line("x", x)
-    samples = _array(samples)
+    x = line("x", x)
+    samples = array(samples)
     if samples.ndim != 2 or samples.shape[1] != len(x) or len(samples) == 0:
         raise ValueError(
             f"samples must have shape [seeds, {len(x)}] as x has {len(x)} entries, "
@@ -93,41 +83,13 @@ def measurement(
         )
     if center not in ("mean", "median"):
         raise ValueError(f"center must be 'mean' or 'median', got {center!r}")
-    middle, below, above = _summary(samples, center, spread)
-    default = {
-        "fmt": "o",
-        "markersize": 4,
-        "linewidth": 1.2,
-        "capsize": 0,
-        "zorder": 3,
-        "color": color,
-    }
-    style = default | normalize_kwargs(style, Line2D)
+    middle, below, above = summary(samples, center, spread)
+    default: dict[str, Any] = {"fmt": "o", "markersize": 4, "linewidth": 1.2, "color": color}
+    style = {"zorder": 3} | default | normalize_kwargs(style, Line2D)
     bars = np.nan_to_num(np.maximum([middle - below, above - middle], 0))
     count = f"{len(samples)} seed{'s' if len(samples) > 1 else ''}"
     ax.errorbar(x, middle, bars, label=f"{label} ({count})", **style)
     return _legend(ax)
-
-
-def _summary(samples: np.ndarray, center: str, spread) -> tuple[np.ndarray, ...]:
-    finite = np.ma.masked_invalid(samples)
-    average = finite.mean(0).filled(np.nan)
-    clean = np.where(np.isfinite(samples), samples, np.nan)
-    empty = ~np.isfinite(clean).any(0)
-    clean[:, empty] = 0.0
-
-    def percentile(q: float) -> np.ndarray:
-        return np.where(empty, np.nan, np.nanpercentile(clean, q, axis=0))
-
-    middle = average if center == "mean" else percentile(50)
-    if isinstance(spread, str) and spread in ("error", "std"):
-        half = finite.std(0).filled(np.nan)
-        if spread == "error":
-            half = 2 * half / np.sqrt(np.maximum(finite.count(0) - 1, 1))
-        return middle, middle - half, middle + half
-    if isinstance(spread, (tuple, list)) and len(spread) == 2:
-        return middle, percentile(spread[0]), percentile(spread[1])
-    raise ValueError(f"spread must be 'error', 'std' or a pair of percentiles, got {spread!r}")
 
 
 def profile(
@@ -158,13 +120,13 @@ def profile(
     Returns:
         The axes.
     """
-    samples = _array(samples)
+    samples = array(samples)
     if samples.ndim != 2:
         raise ValueError(f"samples must have shape [seeds, layers], got {list(samples.shape)}")
     layers = np.arange(1, samples.shape[1] + 1)
     drawn = samples
     if predicted is not None:
-        predicted = _line("predicted", predicted, len(layers))
+        predicted = line("predicted", predicted, len(layers))
         prediction(ax, layers, predicted, predicted_label)
         drawn = np.concatenate([samples, predicted[None]])
     every = every or max(1, len(layers) // 25)
@@ -172,7 +134,7 @@ def profile(
     drawn = drawn[np.isfinite(drawn)]
     if log or (log is None and drawn.size and drawn.max() > 10 * drawn.min() > 0):
         ax.set_yscale("log")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     ax.set_xlabel("layer")
     ax.set_ylabel(ylabel)
     return ax
@@ -205,10 +167,9 @@ def violins(
     places = np.arange(1, len(values) + 1)
     spread = [i for i, v in enumerate(values) if np.ptp(v) > 0]
     if spread:
-        bodies = ax.violinplot(
-            [values[i] for i in spread], places[spread], widths=0.8, showextrema=False
-        )["bodies"]
-        for body in bodies:
+        drawn = [values[i] for i in spread]
+        parts: Any = ax.violinplot(drawn, places[spread], widths=0.8, showextrema=False)
+        for body in parts["bodies"]:
             body.set(facecolor=color, edgecolor=color, alpha=0.3, linewidth=1)
     low, middle, high = np.array([np.percentile(v, [25, 50, 75]) for v in values]).T
     ax.vlines(places, low, high, color=color, linewidth=4)
@@ -221,11 +182,11 @@ def violins(
 
 
 def _finite(name: str, group: Any) -> np.ndarray:
-    array = _array(group)
-    array = array[np.isfinite(array)]
-    if array.size == 0:
+    values = array(group)
+    values = values[np.isfinite(values)]
+    if values.size == 0:
         raise ValueError(f"groups[{name!r}] has no finite value to draw")
-    return array
+    return values
 
 
 def contours(
@@ -276,11 +237,10 @@ def contours(
     z = np.ma.masked_invalid(heights.double().numpy())
     if isinstance(levels, (int, np.integer)):
         low, high = float(z.min()), float(z.max())
-        levels = low + (high - low) * (np.arange(1, levels + 1) / (levels + 1)) ** 2
+        levels = [low + (high - low) * (k / (levels + 1)) ** 2 for k in range(1, levels + 1)]
     if z.count() and np.ptp(z.compressed()) > 0:
-        ax.contour(
-            x, y, z, levels=levels, colors=mpl.rcParams["text.color"], alpha=0.35, linewidths=0.8
-        )
+        ink = mpl.rcParams["text.color"]
+        ax.contour(x, y, z, levels=levels, colors=ink, alpha=0.35, linewidths=0.8)
     for index, (name, path) in enumerate((paths or {}).items()):
         _path(ax, name, path, f"C{index % 10}", *np.array([xlim, ylim], dtype=float).T)
     ax.set(xlim=xlim, ylim=ylim, xlabel=labels[0], ylabel=labels[1])
@@ -290,50 +250,30 @@ def contours(
 
 def _path(ax: Axes, name: str, path: Any, color: str, low: np.ndarray, high: np.ndarray) -> None:
     diverged = path.diverged if isinstance(path, Path) else None
-    points = _array(path.points if isinstance(path, Path) else path)
+    points = array(path.points if isinstance(path, Path) else path)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(
             f"paths[{name!r}] must hold points of shape [n, 2], got {list(points.shape)}"
         )
-    points = points[np.isfinite(points).all(1)]
-    # The renderer overflows far outside the picture, so the line ends a long way out.
-    far = np.flatnonzero((np.abs(points - low) > 1e3 * (high - low)).any(1))
-    if far.size:
-        points = points[: far[0] + 1].copy()
-        if far[0] > 0:
-            points[-1] = _leave(
-                points[-2], points[-1], low - 99 * (high - low), 100 * high - 99 * low
-            )
+    points = cut(points, low, high)
     label = name if diverged is None else f"{name} (diverged at step {diverged})"
     ax.plot(*points.T, "-o", color=color, markersize=3.2, linewidth=1.2, label=label, zorder=3)
     ax.plot(*points[:1].T, "o", color=color, markersize=8, fillstyle="none", zorder=3)
-    inside = ((points >= low) & (points <= high)).all(1)
-    if inside.any() and not inside[-1]:
-        last = np.flatnonzero(inside)[-1]
-        exit_ = _leave(points[last], points[last + 1], low, high)
-        ax.plot(*exit_[:, None], "X", color=color, markersize=7, clip_on=False, zorder=4)
-    lengths = np.linalg.norm(np.diff(points, axis=0) / (high - low), axis=1)
-    lengths = lengths * (inside[1:] & inside[:-1])
-    if lengths.size and lengths.max() > 0.06:
-        tail = lengths.argmax()
-        tip = points[tail] + 0.62 * (points[tail + 1] - points[tail])
+    if (cross := last_exit(points, low, high)) is not None:
+        ax.plot(*cross[:, None], "X", color=color, markersize=7, clip_on=False, zorder=4)
+    if (step := longest_step(points, low, high)) is not None:
         arrow = {"arrowstyle": "-|>", "color": color, "linewidth": 0, "mutation_scale": 13}
-        ax.annotate("", tip, points[tail], arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0})
-
-
-def _leave(start: np.ndarray, end: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Where the segment from a start inside a box to an end outside crosses its border."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        shares = np.where(end > high, (high - start) / (end - start), (low - start) / (end - start))
-    share = np.where((end > high) | (end < low), shares, 1.0).min()
-    return start + share * (end - start)
+        (x, y), (dx, dy) = step[0], step[1] - step[0]
+        tip = (x + 0.62 * dx, y + 0.62 * dy)
+        ax.annotate("", tip, (x, y), arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0})
 
 
 def _legend_above(ax: Axes) -> Axes:
     """The legend over the axes, in as many columns as fit."""
     names = ax.get_legend_handles_labels()[1]
     if names:
-        width = ax.get_position().width * ax.figure.get_size_inches()[0]
+        figure = ax.get_figure(root=True)
+        width = ax.get_position().width * (figure.get_size_inches()[0] if figure else 5)
         columns = max(1, int(16.5 * width / (max(map(len, names)) + 7)))
         ax.legend(
             frameon=False,

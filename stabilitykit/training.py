@@ -188,7 +188,8 @@ def fit(
     model.train()
     with _Bar(progress, epochs) as report:
         for epoch in range(1, epochs + 1):
-            total, squares = 0.0, dict.fromkeys(rms, 0.0)
+            total: Any = 0.0
+            squares = dict.fromkeys(rms, 0.0)
             batches = torch.randperm(len(x), generator=shuffle).split(batch_size)
             for batch in batches:
                 loss = loss_fn(model(x[batch]), y[batch])
@@ -210,8 +211,8 @@ def fit(
             if diverged:
                 break
             losses.append(np.asarray(total))
-            for name, value in squares.items():
-                rms[name].append((value / len(batches)) ** 0.5)
+            for name, square in squares.items():
+                rms[name].append((square / len(batches)) ** 0.5)
             if test is not None:
                 tests.append(_evaluate(model, test, loss_fn))
             report(epoch, float(np.mean(total)))

@@ -1,0 +1,93 @@
+"""The numbers behind the pictures: checks, summaries of samples, and paths within a frame."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def array(values: Any) -> np.ndarray:
+    """Float64 numbers from an array, a list or a tensor, also one that requires a gradient."""
+    return np.asarray(values.detach() if isinstance(values, torch.Tensor) else values, dtype=float)
+
+
+def line(name: str, values: Any, length: int | None = None) -> np.ndarray:
+    """A one-dimensional array of that length, or an error that names the argument."""
+    numbers = array(values)
+    if numbers.ndim != 1 or numbers.size == 0 or length not in (None, len(numbers)):
+        expected = "a non-empty 1-D array" if length is None else f"1-D of length {length}"
+        raise ValueError(f"{name} must be {expected}, got shape {list(numbers.shape)}")
+    return numbers
+
+
+def summary(
+    samples: np.ndarray, center: str, spread: str | tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Middle, lower and upper end of each column's finite samples, NaN where there are none."""
+    finite = np.isfinite(samples)
+    count = finite.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(finite, samples, 0).sum(0) / count
+    clean = np.where(finite, samples, np.nan)
+    clean[:, count == 0] = 0.0
+
+    def percentile(q: float) -> np.ndarray:
+        return np.where(count > 0, np.nanpercentile(clean, q, axis=0), np.nan)
+
+    middle = mean if center == "mean" else percentile(50)
+    if isinstance(spread, str) and spread in ("error", "std"):
+        squares = (np.where(finite, samples - mean, 0) ** 2).sum(0)
+        half = np.sqrt(squares / np.maximum(count - 1, 1))
+        if spread == "error":
+            half = 2 * half / np.sqrt(np.maximum(count, 1))
+        return middle, middle - half, middle + half
+    if isinstance(spread, (tuple, list)) and len(spread) == 2:
+        return middle, percentile(spread[0]), percentile(spread[1])
+    raise ValueError(f"spread must be 'error', 'std' or a pair of percentiles, got {spread!r}")
+
+
+def _inside(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    return np.asarray((points >= low) & (points <= high)).all(axis=1)
+
+
+def _crossing(start: np.ndarray, end: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Where the segment from a start inside a box to an end outside crosses its border."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        border = np.where(end > high, high, low)
+        shares = np.where((end > high) | (end < low), (border - start) / (end - start), 1.0)
+    return start + shares.min() * (end - start)
+
+
+def cut(points: np.ndarray, low: np.ndarray, high: np.ndarray, reach: float = 1e3) -> np.ndarray:
+    """A path [n, 2] up to where it first goes `reach` frames away, as renderers overflow there."""
+    points = points[np.isfinite(points).all(1)]
+    low, high = low - reach * (high - low), high + reach * (high - low)
+    outside = np.flatnonzero(~_inside(points, low, high))
+    if outside.size == 0:
+        return points
+    first = outside[0]
+    if first == 0:
+        return points[:0]
+    return np.vstack([points[:first], _crossing(points[first - 1], points[first], low, high)])
+
+
+def last_exit(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray | None:
+    """Where a path that ends outside the frame leaves it for the last time from a point inside."""
+    inside = _inside(points, low, high)
+    if not inside.any() or inside[-1]:
+        return None
+    last = np.flatnonzero(inside)[-1]
+    return _crossing(points[last], points[last + 1], low, high)
+
+
+def longest_step(
+    points: np.ndarray, low: np.ndarray, high: np.ndarray, least: float = 0.06
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The longest step within the frame, None if all are shorter than a share of the frame."""
+    inside = _inside(points, low, high)
+    lengths = np.linalg.norm(np.diff(points, axis=0) / (high - low), axis=1)
+    lengths = lengths * (inside[1:] & inside[:-1])
+    if lengths.size == 0 or lengths.max() < least:
+        return None
+    tail = lengths.argmax()
+    return points[tail], points[tail + 1]
