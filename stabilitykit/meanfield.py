@@ -2,72 +2,54 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
-from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import elementwise
 
+from stabilitykit import _checks
 from stabilitykit._activations import Activation
-from stabilitykit._gaussian import Panels
+from stabilitykit._correlation import CorrelationSeries
+from stabilitykit._gaussian import GaussianMeans
+from stabilitykit._lengthmap import ROUNDING, SLOPE, LengthMap, critical, limits
 
 Array = NDArray[np.float64]
 
-_CELL = math.log(4.0)
-_LOWEST, _HIGHEST = -40, 63  # cells of q: 4^-40 to 4^64
-_DEGREE = 27
-_NODES = chebyshev.chebpts1(_DEGREE + 1)
-_FIT = np.linalg.inv(chebyshev.chebvander(_NODES, _DEGREE))
-_NOISE = 1e-14
-
-
-class _Table:
-    """V(q) = E[f(√q z)²] and S(q) = E[f'(√q z)²] as Chebyshev series in log q, cell by cell."""
-
-    def __init__(self, panels: Panels) -> None:
-        self._panels = panels
-        self._slot = np.full(_HIGHEST - _LOWEST + 1, -1)
-        self._series = np.empty((0, 2, _DEGREE + 1))
-
-    def need(self, cells: NDArray[np.int64]) -> None:
-        missing = [c for c in np.unique(cells) if self._slot[c - _LOWEST] < 0]
-        for cell in missing:
-            q = self.grid(int(cell))
-            value, slope, *_ = self._panels.expectations(q)
-            self._slot[cell - _LOWEST] = len(self._series)
-            self._series = np.concatenate([self._series, (np.stack([value, slope]) @ _FIT.T)[None]])
-
-    def grid(self, cell: int) -> Array:
-        return np.exp(_CELL * (cell + (_NODES + 1) / 2))
-
-    def __call__(self, q: Array, row: int = 0) -> Array:
-        """Row 0 is V, row 1 is S, for any array of q in [0, inf]."""
-        q = np.asarray(q, dtype=np.float64)
-        lowest, highest = 4.0**_LOWEST, 4.0 ** (_HIGHEST + 1)
-        inside = np.clip(q, lowest, highest)
-        where = np.log(inside) / _CELL
-        cell = np.clip(np.floor(where).astype(np.int64), _LOWEST, _HIGHEST)
-        self.need(cell)
-        series = self._series[self._slot[cell - _LOWEST], row]
-        x = 2 * (where - cell) - 1
-        value = chebyshev.chebval(x, np.moveaxis(series, -1, 0), tensor=False)
-        return value
-
 
 class MeanField:
-    """Mean-field theory of a wide network with one activation.
+    """A wide fully connected network with one activation, on a whole grid of variances at once.
+
+    Each layer is h ← W f(h) + b with independent weights of variance weight_var/fan_in and biases
+    of variance bias_var. As the width grows, pre-activations become Gaussian with variance q, and
+
+        q ← σ_w² E[f(√q z)²] + σ_b²,    χ = σ_w² E[f'(√q z)²]
+
+    tell all: the first is the length map, and χ is the factor by which the squared gradient grows
+    per layer backwards and a small squared difference of two inputs forwards. χ < 1 is the ordered
+    phase, χ > 1 the chaotic one (Poole et al. 2016; Schoenholz et al. 2017). Derived.
 
     Args:
-        activation: name, ``nn.Module`` or callable on tensors.
-        weight_var: n·Var(w), a number or an array.
-        bias_var: variance of the biases, a number or an array that broadcasts with weight_var.
+        activation: name, ``nn.Module`` or callable on tensors, as in `gain`.
+        weight_var: σ_w² = n·Var(w), zero or more; a number or an array.
+        bias_var: σ_b², zero or more; a number or an array that broadcasts with weight_var.
+        **options: keyword arguments of the activation.
+
+    Raises:
+        TypeError: the activation or a variance is of the wrong kind.
+        ValueError: unknown or unfit activation, negative or non-finite variances, or shapes that do
+            not broadcast.
 
     Examples:
+        Weights of gain 5/3 hold the activations of a tanh network, but gradients explode:
+
         >>> field = MeanField("tanh", weight_var=(5 / 3) ** 2)
-        >>> print(f"{field.fixed_point():.6f} {field.chi():.6f}")
-        1.178480 1.209831
+        >>> print(f"q* = {field.fixed_point():.6f}, chi = {field.chi():.6f}")
+        q* = 1.178480, chi = 1.209831
+
+        A whole line of weight variances at once:
+
+        >>> MeanField("relu", weight_var=[1.0, 2.0, 3.0]).fixed_point()
+        array([ 0.,  1., inf])
     """
 
     def __init__(
@@ -77,155 +59,184 @@ class MeanField:
         bias_var: ArrayLike = 0.0,
         **options: Any,
     ) -> None:
-        weight = _variances("weight_var", weight_var)
-        bias = _variances("bias_var", bias_var)
-        try:
-            self.weight_var, self.bias_var = np.broadcast_arrays(weight, bias)
-        except ValueError:
-            raise ValueError(
-                f"weight_var has shape {weight.shape} and bias_var {bias.shape}; expected shapes "
-                "that broadcast"
-            ) from None
-        self._activation = Activation(activation, options)
-        self._panels = Panels(self._activation)
-        self._moments = _Table(self._panels)
-        self._fixed: Array | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.weight_var.shape
+        weight = _checks.variances("weight_var", weight_var)
+        bias = _checks.variances("bias_var", bias_var)
+        self.shape = _checks.shapes(weight_var=weight, bias_var=bias)
+        self.weight_var = np.broadcast_to(weight, self.shape)
+        self.bias_var = np.broadcast_to(bias, self.shape)
+        self._means = GaussianMeans(Activation(activation, options))
+        self._lengths = LengthMap(self._means)
+        self._fixed: dict[float, Array] = {}
 
     def lengths(self, depth: int, start: ArrayLike = 1.0) -> Array:
-        """q_0 … q_depth of q ← σ_w² E[f(√q z)²] + σ_b², [depth + 1, ...] (Poole 2016, eq. 3)."""
-        q = np.broadcast_to(
-            _variances("start", start), np.broadcast_shapes(self.shape, np.shape(start))
-        )
-        steps = [np.array(q)]
+        """The variances q_0 … q_depth of the pre-activations (Poole et al. 2016, length map).
+
+        Args:
+            depth: number of layers.
+            start: q_0, zero or more; broadcasts with the grid.
+
+        Returns:
+            Array [depth + 1, ...]; inf once it has passed the largest float64.
+
+        Examples:
+            >>> MeanField("relu", weight_var=1.0).lengths(depth=3)
+            array([1.   , 0.5  , 0.25 , 0.125])
+        """
+        depth = _checks.count("depth", depth)
+        q = _checks.variances("start", start)
+        q = np.broadcast_to(q, _checks.shapes(start=q, weight_var=self.weight_var))
+        steps = [q]
         for _ in range(depth):
-            steps.append(self._step(steps[-1]))
+            # 0 · V(inf) is 0: without weights, nothing passes
+            value = np.where(self.weight_var > 0, self._lengths(steps[-1]), 0.0)
+            steps.append(self.weight_var * value + self.bias_var)
         return np.stack(steps)
 
-    def _step(self, q: Array) -> Array:
-        return self.weight_var * self._moments(q) + self.bias_var
+    def fixed_point(self, start: float = 1.0) -> Array | np.float64:
+        """q*, where the length map ends when it starts at `start`.
 
-    def fixed_point(self) -> Array:
-        """q* that the length map reaches from q = 1; inf where lengths diverge."""
-        if self._fixed is None:
-            found = _limits(self._moments, self.weight_var.ravel(), self.bias_var.ravel(), 1.0)
-            self._fixed = found.reshape(self.shape)
-        return self._fixed[()]
+        With several fixed points it is the one that iteration reaches. It is inf where lengths
+        diverge, 0 where they die out, and `start` where every q is a fixed point (ReLU at σ_w² = 2
+        without bias). A relative step below 1e-13 counts as none, q beyond 4³² ≈ 2e19 as diverged.
+        It is nan where the iteration settles in a cycle, or has not settled after 2000 steps; both
+        need an E[f²] that falls with q.
 
-    def chi(self, q: ArrayLike | None = None) -> Array:
-        """χ = σ_w² E[f'(√q z)²] (Schoenholz 2017, eq. 6), at q* unless q is given."""
-        q = self.fixed_point() if q is None else _variances("q", q)
-        return (self.weight_var * self._moments(q, 1))[()]
+        Args:
+            start: q_0, between 4⁻²⁰ and 4³².
 
-    def depth_scale(self) -> Array:
-        """ξ = 1/|ln χ|, inf where χ = 1 (Schoenholz 2017, eq. 9: ξ_c = -1/ln χ where χ < 1)."""
-        with np.errstate(divide="ignore"):
-            return (1 / np.abs(np.log(self.chi())))[()]
+        Returns:
+            Array of the grid's shape, or a number.
+
+        Examples:
+            Of GELU's fixed points here the first attracts, and beyond the second lengths diverge:
+
+            >>> field = MeanField("gelu", weight_var=2.0, bias_var=0.05)
+            >>> print(f"{field.fixed_point():.4f} {field.fixed_point(start=100.0):.4f}")
+            0.1245 inf
+        """
+        first = _checks.variances("start", start)
+        if first.ndim:
+            raise ValueError(f"start={start!r} is an array; expected one number")
+        key = float(first)
+        if key not in self._fixed:
+            found = limits(self._lengths, self.weight_var.ravel(), self.bias_var.ravel(), key)
+            self._fixed[key] = found.reshape(self.shape)
+        return self._fixed[key].copy()[()]
+
+    def chi(self, q: ArrayLike | None = None) -> Array | np.float64:
+        """χ = σ_w² E[f'(√q z)²], at q* unless q is given.
+
+        The expected squared gradient grows by χ per layer on the way back. The slope is autograd's:
+        a jump in f counts as flat, as it does in training. At q* = 0 and q* = inf it is the limit.
+
+        Args:
+            q: variances, broadcasting with the grid.
+
+        Returns:
+            Array of the grid's shape, or a number; nan where q* is.
+        """
+        if q is None:
+            at = np.asarray(self.fixed_point())
+        else:
+            at = _checks.variances("q", q)
+            _checks.shapes(q=at, weight_var=self.weight_var)
+        known = np.where(np.isnan(at), 1.0, at)
+        return (self.weight_var * np.where(np.isnan(at), np.nan, self._lengths(known, SLOPE)))[()]
+
+    def depth_scale(self) -> Array | np.float64:
+        """ξ = 1/|ln χ|: layers over which the squared gradient changes by a factor e.
+
+        In the ordered phase it is also the depth over which two inputs become alike (Schoenholz et
+        al. 2017, ξ_c = -1/ln χ). inf at criticality, |χ - 1| < 1e-13; 0 where χ = 0.
+
+        Examples:
+            >>> print(f"{MeanField('tanh', 1.3, 0.05).depth_scale():.3f}")
+            7.834
+        """
+        return _scale(np.asarray(self.chi()))
+
+    def length_scale(self) -> Array | np.float64:
+        """ξ_q = 1/|ln dq_{l+1}/dq_l|: layers over which q approaches q* by a factor e.
+
+        Schoenholz et al. (2017), ξ_q = -1/ln(χ + σ_w² E[f''(√q* z) f(√q* z)]); the bracket is the
+        slope of the length map at q*, taken here from the map itself. inf where the slope is 1; nan
+        where q* is not finite.
+
+        Examples:
+            >>> print(f"{MeanField('tanh', 1.3, 0.05).length_scale():.3f}")
+            1.785
+        """
+        q = np.asarray(self.fixed_point())
+        finite = np.isfinite(q)
+        slope = self.weight_var * self._lengths.growth(np.where(finite, q, 1.0))
+        return _scale(np.where(finite, np.abs(slope), np.nan))
 
     def correlations(self, depth: int, start: ArrayLike = 0.5) -> Array:
-        """c_0 … c_depth of two inputs at q*, [depth + 1, ...] (Poole 2016, eq. 5).
+        """c_0 … c_depth of two inputs that both have variance q* (Poole et al. 2016, c-map).
 
-        E[f(u₁) f(u₂)] = Σ a_n² cⁿ with a_n the Hermite coefficients of f at q* (Mehler's formula).
+        c ← (σ_w² E[f(u₁) f(u₂)] + σ_b²)/q*, with u₁, u₂ Gaussian of variance q* and correlation c.
+        Accurate to 1e-12 for smooth f, about 1e-8 with kinks and 1e-5 with jumps. c = 1 stays 1.
+
+        Args:
+            depth: number of layers.
+            start: c_0 in [-1, 1]; broadcasts with the grid.
+
+        Returns:
+            Array [depth + 1, ...]; nan where q* is 0, inf or nan.
+
+        Examples:
+            >>> MeanField("relu", weight_var=2.0).correlations(depth=2, start=0.0).round(4)
+            array([0.    , 0.3183, 0.4937])
         """
-        c = np.asarray(start, dtype=np.float64)
-        if not (np.abs(c) <= 1).all():
+        depth = _checks.count("depth", depth)
+        c = _checks.numbers("start", start)
+        if (np.abs(c) > 1).any():
             raise ValueError(f"start={start!r} is not a correlation; expected numbers in [-1, 1]")
-        q = np.asarray(self.fixed_point())
-        q, c, weight, bias = np.broadcast_arrays(q, c, self.weight_var, self.bias_var)
-        good = np.isfinite(q) & (q > 0)
-        safe = np.where(good, q, 1.0)
-        unique, inverse = np.unique(safe, return_inverse=True)
-        power = self._panels.hermite(unique, 200)[:, inverse.reshape(q.shape)] ** 2
-        rest = np.maximum(self._moments(safe) - power.sum(axis=0), 0)
-        steps = [np.where(good, c, np.nan)]
+        shape = _checks.shapes(start=c, weight_var=self.weight_var)
+        q = np.broadcast_to(self.fixed_point(), shape)
+        lives = np.isfinite(q) & (q > 0)
+        safe = np.where(lives, q, 1.0)
+        mixed = CorrelationSeries(self._means, safe)
+        steps = [np.where(lives, np.broadcast_to(c, shape), np.nan)]
         for _ in range(depth):
-            c = steps[-1]
-            mixed = np.polynomial.polynomial.polyval(c, power, tensor=False)
-            mixed = mixed + rest * c ** len(power)
-            steps.append(np.clip((weight * mixed + bias) / safe, -1, 1))
+            c = np.where(lives, steps[-1], 0.0)
+            after = (self.weight_var * mixed(c) + self.bias_var) / safe
+            after = np.where(c == 1, 1.0, np.clip(after, -1, 1))
+            steps.append(np.where(lives, after, np.nan))
         return np.stack(steps)
 
 
-def critical_weight_var(activation: Any, bias_var: ArrayLike = 0.0, **options: Any) -> Any:
-    """The weight variance at which χ = 1 at the fixed point.
+def critical_weight_var(
+    activation: Any, bias_var: ArrayLike = 0.0, **options: Any
+) -> Array | np.float64:
+    """σ_w² on the critical line χ = 1 at a given bias variance: the edge of chaos.
+
+    Solves σ_w² = 1/E[f'(√q z)²] together with q = σ_w² E[f(√q z)²] + σ_b² (Poole et al. 2016;
+    Schoenholz et al. 2017). Of several solutions it is the one with the smallest q, which is q → 0
+    where f(0) = 0 and bias_var is 0. Where only q = inf has χ = 1 (ReLU with a bias), the limit is
+    returned; inf where f has no slope.
+
+    Args:
+        activation: name, ``nn.Module`` or callable on tensors.
+        bias_var: σ_b², a number or an array.
+        **options: keyword arguments of the activation.
+
+    Returns:
+        Array of the shape of bias_var, or a number.
 
     Examples:
         >>> print(f"{critical_weight_var('tanh', bias_var=0.05):.6f}")
         1.760955
+        >>> print(f"{critical_weight_var('relu'):.6f}")
+        2.000000
     """
-    bias = _variances("bias_var", bias_var)
-    table = _Table(Panels(Activation(activation, options)))
-
-    def excess(t: Array, b: Array) -> Array:
-        q = np.exp(t)
-        return (table(q) / table(q, 1) + b) / q - 1  # with χ = 1, σ_w² = 1/S(q)
-
-    low, high = np.full(bias.shape, math.log(1e-18)), np.full(bias.shape, math.log(1e18))
-    root = elementwise.find_root(excess, (low, high), args=(bias,))
-    q = np.exp(root.x)
-    q = np.where(bias == 0, 4.0**_LOWEST, q)
-    return (1 / table(q, 1))[()]
+    bias = _checks.variances("bias_var", bias_var)
+    lengths = LengthMap(GaussianMeans(Activation(activation, options)))
+    return critical(lengths, bias.ravel()).reshape(bias.shape)[()]
 
 
-def _limits(table: _Table, weight: Array, bias: Array, start: float) -> Array:
-    """The first fixed point in the direction in which iteration from start moves."""
-
-    def drift(q: Array, w: Array, b: Array) -> Array:
-        return w * table(q) + b - q
-
-    first = drift(np.full(weight.shape, start), weight, bias)
-    found = np.full(weight.shape, start)
-    still = np.abs(first) <= _NOISE * start
-    direction = np.sign(first)
-    for sign in (1, -1):
-        todo = np.flatnonzero((direction == sign) & ~still)
-        found[todo] = np.inf if sign > 0 else 0.0
-        near = np.full(weight.shape, start)
-        cell = math.floor(math.log(start) / _CELL)
-        while todo.size and _LOWEST <= cell <= _HIGHEST:
-            q = np.exp(_CELL * (cell + (np.sort(_NODES) + 1) / 2))
-            q = q[(q - start) * sign > 0][::sign]
-            if q.size:
-                value = table(q)
-                d = (weight[todo, None] * value + bias[todo, None] - q) * sign / q
-                crossed = d < -_NOISE
-                hit = crossed.any(axis=1)
-                at = crossed.argmax(axis=1)
-                before = d > _NOISE
-                # last node that is clearly before the crossing
-                index = (
-                    np.where(np.arange(q.size) < np.where(hit, at, q.size)[:, None], 1, 0) * before
-                )
-                lastpos = np.where(
-                    index.any(axis=1), q.size - 1 - index[:, ::-1].argmax(axis=1), -1
-                )
-                near[todo] = np.where(lastpos >= 0, q[lastpos], near[todo])
-                done = todo[hit]
-                if done.size:
-                    far = q[at[hit]]
-                    a, b = np.log(near[done]), np.log(far)
-                    root = elementwise.find_root(
-                        lambda t, w, v: drift(np.exp(t), w, v) / np.exp(t),
-                        (np.minimum(a, b), np.maximum(a, b)),
-                        args=(weight[done], bias[done]),
-                        tolerances={"xatol": 1e-15, "xrtol": 1e-15},
-                    )
-                    found[done] = np.exp(root.x)
-                todo = todo[~hit]
-            cell += sign
-    return found
-
-
-def _variances(name: str, value: ArrayLike) -> Array:
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}={value!r} is not a number or an array of numbers") from None
-    if not np.isfinite(array).all() or (array < 0).any():
-        raise ValueError(
-            f"{name}={value!r} is not a variance; expected finite non-negative numbers"
-        )
-    return array
+def _scale(factor: Array) -> Array | np.float64:
+    """1/|ln factor|, inf where the factor is 1 up to rounding."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = 1 / np.abs(np.log(factor))
+    return np.where(np.abs(factor - 1) < ROUNDING, np.inf, scale)[()]
