@@ -47,7 +47,8 @@ def summary(
 
 
 def _inside(points: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    return np.asarray((points >= low) & (points <= high)).all(axis=1)
+    inside: np.ndarray = np.all((points >= low) & (points <= high), axis=1)
+    return inside
 
 
 def _crossing(start: np.ndarray, end: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

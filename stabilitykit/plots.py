@@ -134,7 +134,7 @@ def profile(
     drawn = drawn[np.isfinite(drawn)]
     if log or (log is None and drawn.size and drawn.max() > 10 * drawn.min() > 0):
         ax.set_yscale("log")
-    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     ax.set_xlabel("layer")
     ax.set_ylabel(ylabel)
     return ax
