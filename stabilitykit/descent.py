@@ -154,6 +154,13 @@ def _count(name: str, value: Any) -> int:
     return int(value)
 
 
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value, dtype=torch.float64).detach().clone()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must hold numbers, got {value!r}") from None
+
+
 def descend(
     function: Function,
     start: Sequence[float] | np.ndarray | Tensor,
@@ -215,7 +222,7 @@ def descend(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}{hint}")
     hyper = _hyperparameters(method, hyper if lr is None else {"lr": lr, **hyper})
     steps = _count("steps", steps)
-    x = torch.as_tensor(start, dtype=torch.float64).detach().clone()
+    x = _tensor("start", start)
     if x.ndim != 1 or len(x) == 0:
         raise ValueError(f"start must be the d coordinates of one point, got shape {list(x.shape)}")
     if not callable(function):
@@ -265,7 +272,7 @@ def newton_root(f: Function, start: float, tolerance: float = 1e-9, max_steps: i
     if not (isinstance(tolerance, (int, float)) and tolerance > 0):
         raise ValueError(f"tolerance must be a positive number, got {tolerance!r}")
     max_steps = _count("max_steps", max_steps)
-    x = torch.as_tensor(start, dtype=torch.float64).detach()
+    x = _tensor("start", start)
     if x.ndim != 0 or not x.isfinite():
         raise ValueError(f"start must be one finite number, got {start!r}")
     objective, iterates = _Objective(f), [x.item()]

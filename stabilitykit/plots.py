@@ -3,6 +3,12 @@
 Every function takes the axes first and returns it; none saves, shows or changes global settings.
 Colours come from the property cycle ("C0", "C1", …) and from the text colour, so that a figure
 follows its surroundings.
+
+Examples:
+    >>> from matplotlib.figure import Figure
+    >>> ax = profile(Figure().subplots(), [1, 1, 1], [[0.9, 1.1, 1.0], [1.1, 0.8, 1.2]])
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['predicted', 'measured (2 seeds)']
 """
 
 from collections.abc import Callable, Mapping, Sequence

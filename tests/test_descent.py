@@ -151,6 +151,7 @@ def test_points_are_not_shared_between_steps():
         ),
         ({"start": [[1, 2]]}, ValueError, r"got shape \[1, 2\]"),
         ({"start": [float("inf"), 0]}, ValueError, r"start=\[inf, 0.0\]: the function is inf"),
+        ({"start": "here"}, TypeError, "start must hold numbers, got 'here'"),
         ({"function": 3}, TypeError, "function must be callable, got 3"),
         ({"function": lambda v: 1.0}, TypeError, "must return a torch tensor, got float 1.0"),
         (
@@ -226,6 +227,7 @@ def test_a_start_on_the_root_takes_no_step():
         (lambda x: x**2 - 2, {"tolerance": 0}, ValueError, "tolerance must be .*, got 0"),
         (lambda x: x**2 - 2, {"max_steps": 0}, ValueError, "max_steps must be .*, got 0"),
         (lambda x: x**2 - 2, {"start": [1.0, 2.0]}, ValueError, "start must be one finite number"),
+        (torch.sin, {"start": "pi"}, TypeError, "start must hold numbers, got 'pi'"),
         (lambda x: 1.0, {}, TypeError, "must return a torch tensor, got float 1.0"),
     ],
 )
