@@ -27,8 +27,16 @@ from .parse import Page, parse
 from .problems import PageError
 
 # Imported once in the fork server, so that a page starts in milliseconds. Not the package
-# itself: a served site must see its changes.
-_PRELOAD = ["torch", "matplotlib.pyplot", "scipy.integrate", "scipy.special", "rich.progress"]
+# itself: a served site must see its changes. The first optimiser imports torch._dynamo, 1.5 s.
+_PRELOAD = [
+    "torch",
+    "torch._dynamo",
+    "matplotlib.pyplot",
+    "scipy.integrate",
+    "scipy.optimize",
+    "sklearn.datasets",
+    "rich.progress",
+]
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _lock = threading.Lock()
 
