@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from stabilitykit.curvature import hvp
 from stabilitykit.datasets import Digits, digits, polynomial_regression
-from stabilitykit.descent import Path, Root, descend, newton_root
+from stabilitykit.descent import Path, descend
 from stabilitykit.gains import Gain, gain, gain_table, second_moment, slope_moment
 from stabilitykit.meanfield import MeanField, critical_weight_var
 from stabilitykit.networks import MLP, Ensemble
+from stabilitykit.roots import Root, newton_root
 from stabilitykit.signals import SignalProfile, signal_profile
 from stabilitykit.training import History, fit
 
@@ -28,6 +30,7 @@ __all__ = [
     "fit",
     "gain",
     "gain_table",
+    "hvp",
     "newton_root",
     "plots",
     "polynomial_regression",

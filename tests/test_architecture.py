@@ -26,6 +26,8 @@ ARROWS: dict[str, set[str]] = {
     "report": {"diagnosis", "plots"},
     "initialization": {"gains"},
     "descent": set(),
+    "curvature": set(),
+    "roots": set(),
     "networks": set(),
     "signals": {"networks"},
     "datasets": set(),

@@ -1,11 +1,15 @@
-"""Descents against closed forms, published numbers and torch.optim; Newton's roots."""
+"""Descents against closed forms, published numbers and torch.optim."""
+
+import inspect
 
 import numpy as np
 import pytest
 import torch
 
-from stabilitykit.descent import METHODS, descend, newton_root
+from stabilitykit._steps import METHODS
+from stabilitykit.descent import descend
 
+START = [-1.2, 1.0]
 SCALES = torch.tensor([10.0, 1.0], dtype=torch.float64)
 
 
@@ -63,23 +67,93 @@ def test_at_twice_the_inverse_curvature_x_flips_its_sign_for_ever():
     np.testing.assert_allclose(path.points[:, 0], 100 * (-1.0) ** np.arange(11))
 
 
-@pytest.mark.parametrize(
-    ("method", "ours", "theirs"),
-    [
-        ("gd", {}, {}),
-        ("momentum", {"beta": 0.8}, {"momentum": 0.8}),
-        ("momentum", {}, {"momentum": 0.9}),
-    ],
-)
-def test_torch_optim_takes_the_same_steps(method, ours, theirs):
-    path = descend(rosenbrock, [-1.2, 1.0], method, lr=1e-3, steps=50, **ours)
-    x = torch.tensor([-1.2, 1.0], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.SGD([x], lr=1e-3, **theirs)
-    for point in path.points:
-        np.testing.assert_allclose(point, x.detach(), rtol=1e-10)
+def torch_points(optimizer, steps, **hyper):
+    """What torch.optim visits on Rosenbrock's function, [steps + 1, 2]."""
+    x = torch.tensor(START, dtype=torch.float64, requires_grad=True)
+    optimizer, points = optimizer([x], **hyper), []
+    for _ in range(steps):
+        points.append(x.detach().numpy().copy())
         optimizer.zero_grad()
         rosenbrock(x).backward()
         optimizer.step()
+    return np.stack([*points, x.detach().numpy()])
+
+
+ORACLES = [
+    ("gd", {"lr": 1e-3}, torch.optim.SGD, {"lr": 1e-3}),
+    ("momentum", {"lr": 1e-3}, torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9}),
+    ("momentum", {"lr": 1e-3, "beta": 0.8}, torch.optim.SGD, {"lr": 1e-3, "momentum": 0.8}),
+    *(
+        (optimizer.__name__.lower(), hyper, optimizer, hyper)
+        for optimizer, settings in {
+            torch.optim.Adagrad: [
+                {},
+                {"lr": 0.5, "lr_decay": 0.1, "weight_decay": 0.3, "eps": 1e-3},
+                {"lr": 0.5, "initial_accumulator_value": 2.0},
+            ],
+            torch.optim.RMSprop: [
+                {},
+                {"lr": 0.02, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.3, "momentum": 0.5},
+            ],
+            torch.optim.Adam: [
+                {},
+                {"lr": 0.01, "betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.3},
+            ],
+            torch.optim.AdamW: [
+                {},
+                {"lr": 0.01, "betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.3},
+            ],
+        }.items()
+        for hyper in settings
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "ours", "optimizer", "theirs"), ORACLES)
+def test_torch_optim_takes_the_same_steps(method, ours, optimizer, theirs):
+    path = descend(rosenbrock, START, method, steps=100, **ours)
+    np.testing.assert_allclose(path.points, torch_points(optimizer, 100, **theirs), rtol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["adagrad", "rmsprop", "adam", "adamw"])
+def test_adaptive_hyperparameters_and_their_defaults_are_torchs(method):
+    names = {"adagrad": "Adagrad", "rmsprop": "RMSprop", "adam": "Adam", "adamw": "AdamW"}
+    theirs = inspect.signature(getattr(torch.optim, names[method])).parameters
+    ours = inspect.signature(METHODS[method]).parameters.values()
+    for parameter in (p for p in ours if p.kind is p.KEYWORD_ONLY):
+        assert theirs[parameter.name].default == parameter.default
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.9])
+def test_torch_keeps_the_points_where_nesterov_takes_its_gradient(beta):
+    points = descend(rosenbrock, START, "nesterov", lr=1e-3, beta=beta, steps=100).points
+    velocities = np.diff(points, axis=0, prepend=points[:1])
+    theirs = torch_points(torch.optim.SGD, 100, lr=1e-3, momentum=beta, nesterov=True)
+    np.testing.assert_allclose(points + beta * velocities, theirs, rtol=1e-10)
+
+
+def test_nesterov_on_a_quadratic_obeys_its_recurrence():
+    lr, beta = 0.03, 0.7
+    points = descend(bowl, [3, -4], "nesterov", lr=lr, beta=beta, steps=30).points
+    factor = 1 - 2 * lr * SCALES.numpy()
+    expected = factor * ((1 + beta) * points[1:-1] - beta * points[:-2])
+    np.testing.assert_allclose(points[2:], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["adagrad", "adam"])
+def test_the_first_step_is_lr_times_the_sign(method):
+    path = descend(rosenbrock, START, method, lr=0.1, steps=1, eps=0)
+    x = torch.tensor(START, dtype=torch.float64, requires_grad=True)
+    sign = np.sign(torch.autograd.grad(rosenbrock(x), x)[0].numpy())
+    np.testing.assert_allclose(path.points[1], START - 0.1 * sign, rtol=1e-15)
+
+
+@pytest.mark.parametrize("method", ["adagrad", "rmsprop", "adam"])
+def test_adaptive_steps_do_not_see_the_units_of_a_coordinate(method):
+    plain = descend(bowl, [3, -4], method, lr=0.1, steps=30, eps=0)
+    heights = torch.tensor([1000.0, 0.01], dtype=torch.float64)
+    other = descend(lambda v: (heights * v**2).sum(-1), [3, -4], method, lr=0.1, steps=30, eps=0)
+    np.testing.assert_allclose(plain.points, other.points, rtol=1e-10)
 
 
 def test_momentum_without_memory_is_gradient_descent():
@@ -103,6 +177,41 @@ def test_newton_contracts_a_quartic_by_two_thirds_and_a_cubic_by_one_half():
 def test_damping_adds_to_the_hessian():
     path = descend(lambda v: v[..., 0] ** 2, [3], "newton", steps=1, damping=4)
     assert path.points[-1, 0] == pytest.approx(3 - 6 / (2 + 4))
+
+
+def saddle(v):
+    return v[..., 0] ** 2 - v[..., 1] ** 2 + v[..., 0] * v[..., 1]
+
+
+def test_the_saddle_free_step_uses_the_sizes_of_the_eigenvalues():
+    hessian = np.array([[2.0, 1.0], [1.0, -2.0]])
+    size = np.sqrt(5) * np.eye(2)  # |H|² = H² = 5 I
+    path = descend(saddle, [3, 1], "saddle_free_newton", steps=1)
+    np.testing.assert_allclose(path.points[1], [3, 1] - np.linalg.solve(size, hessian @ [3, 1]))
+    damped = descend(saddle, [3, 1], "saddle_free_newton", steps=1, damping=2)
+    step = np.linalg.solve(size + 2 * np.eye(2), hessian @ [3, 1])
+    np.testing.assert_allclose(damped.points[1], [3, 1] - step)
+
+
+def test_newton_lands_on_a_saddle_and_its_saddle_free_form_leaves():
+    lands = descend(saddle, [3, 1], "newton", steps=1)
+    np.testing.assert_allclose(lands.points[1], [0, 0], atol=1e-14)
+    leaves = descend(saddle, [3, 1], "saddle_free_newton", steps=20)
+    assert (np.diff(leaves.values) < 0).all()
+    assert leaves.values[-1] < -1e6
+
+
+def test_where_the_hessian_is_positive_both_newtons_agree():
+    tilted = lambda v: bowl(v) + v[..., 0] * v[..., 1] + v[..., 0] ** 4  # noqa: E731
+    plain = descend(tilted, [3, -4], "newton", steps=5, damping=0.5)
+    free = descend(tilted, [3, -4], "saddle_free_newton", steps=5, damping=0.5)
+    np.testing.assert_allclose(plain.points, free.points, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", ["newton", "saddle_free_newton"])
+def test_a_hessian_that_is_not_finite_is_a_divergence(method):
+    root = lambda v: (v**2).sum(-1) ** 1.5 + v[..., 0].sqrt()  # noqa: E731
+    assert descend(root, [0.0, 1.0], method, steps=3).diverged == 1
 
 
 def test_a_path_that_overflows_stops_and_says_when():
@@ -130,7 +239,8 @@ def test_points_are_not_shared_between_steps():
     ("changed", "error", "text"),
     [
         ({"method": "momentun"}, ValueError, "got 'momentun'; did you mean 'momentum'?"),
-        ({"method": None}, ValueError, "one of gd, momentum, newton, got None"),
+        ({"method": None}, ValueError, "one of gd, momentum, nesterov, .*, got None"),
+        ({"method": "adamW"}, ValueError, "got 'adamW'; did you mean 'adamw'?"),
         ({"beta": 0.9}, TypeError, "method 'gd' takes lr; got beta=0.9"),
         ({"lr": None}, TypeError, "method 'gd' takes lr; lr is missing"),
         ({"method": "newton"}, TypeError, r"'newton' takes damping=0.0; got lr=0.1"),
@@ -138,6 +248,31 @@ def test_points_are_not_shared_between_steps():
             {"method": "momentum", "beta": 1.0},
             ValueError,
             r"beta must be a number in \[0, 1\), got 1",
+        ),
+        (
+            {"method": "adam", "beta": 0.9},
+            TypeError,
+            r"'adam' takes lr=0.001, betas=\(0.9, 0.999\), eps=1e-08, .*; got beta=0.9",
+        ),
+        (
+            {"method": "adam", "betas": 0.9},
+            TypeError,
+            r"betas must be a pair of numbers in \[0, 1\), got 0.9",
+        ),
+        (
+            {"method": "adam", "betas": (0.9, 1.0)},
+            ValueError,
+            r"betas\[1\] must be a number in \[0, 1\), got 1.0",
+        ),
+        (
+            {"method": "rmsprop", "alpha": -0.1},
+            ValueError,
+            r"alpha must be a number in \[0, 1\), got -0.1",
+        ),
+        (
+            {"method": "adamw", "weight_decay": -1},
+            ValueError,
+            "weight_decay must be a finite number of at least 0, got -1",
         ),
         ({"lr": -0.1}, ValueError, "lr must be a positive finite number, got -0.1"),
         ({"lr": float("nan")}, ValueError, "lr must be a positive finite number, got nan"),
@@ -175,62 +310,13 @@ def test_a_singular_hessian_is_named_with_the_way_out():
     ):
         descend(flat, [1, 2], "newton", steps=1)
     assert descend(flat, [1, 2], "newton", steps=1, damping=1).diverged is None
+    with pytest.raises(ValueError, match=r"damping=0.0: .* the Hessian has the eigenvalue 0"):
+        descend(flat, [1, 2], "saddle_free_newton", steps=1)
+    assert descend(flat, [1, 2], "saddle_free_newton", steps=1, damping=1).diverged is None
 
 
-def test_every_method_reduces_a_bowl():
-    for method in METHODS:
-        lr = {} if method == "newton" else {"lr": 0.01}
-        assert descend(bowl, [3, 4], method, steps=40, **lr).values[-1] < 0.5 * bowl(
-            torch.tensor([3.0, 4.0])
-        )
-
-
-@pytest.mark.parametrize(
-    ("power", "number", "published"),
-    [
-        (2, 2, 1.4142135623746899),
-        (2, 3, 1.7320508075688772),
-        (3, 2, 1.2599210500177698),
-    ],
-)
-def test_published_roots_digit_for_digit(power, number, published):
-    root = newton_root(lambda x: x**power - number, start=1.0)
-    assert root.value == published
-    assert root.value == root.iterates[-1]
-    assert abs(root.value**power - number) < 1e-9
-    assert abs(root.iterates[-2] ** power - number) >= 1e-9
-
-
-def test_errors_of_a_root_shrink_quadratically():
-    iterates = newton_root(lambda x: x**2 - 2, start=1.0, tolerance=1e-13).iterates
-    errors = np.abs(iterates - 2**0.5)[1:4]
-    # e' / e² tends to f''/(2 f') = 1/(2√2)
-    np.testing.assert_allclose(errors[1:] / errors[:-1] ** 2, 1 / 8**0.5, rtol=0.06)
-
-
-def test_a_start_on_the_root_takes_no_step():
-    assert newton_root(torch.sin, start=0.0).iterates.tolist() == [0.0]
-
-
-@pytest.mark.parametrize(
-    ("f", "changed", "error", "text"),
-    [
-        (
-            lambda x: x**2 - 2,
-            {"start": 0.0},
-            ValueError,
-            "derivative of f is 0.0 at step 0, x = 0.0",
-        ),
-        (lambda x: x**2 + 1, {}, ValueError, "max_steps=100: no root from start=0.7"),
-        (torch.atan, {"start": 2.0}, ValueError, "start=2.0: "),
-        (torch.log, {"start": -1.0}, ValueError, "f is nan at step 0, x = -1.0"),
-        (lambda x: x**2 - 2, {"tolerance": 0}, ValueError, "tolerance must be .*, got 0"),
-        (lambda x: x**2 - 2, {"max_steps": 0}, ValueError, "max_steps must be .*, got 0"),
-        (lambda x: x**2 - 2, {"start": [1.0, 2.0]}, ValueError, "start must be one finite number"),
-        (torch.sin, {"start": "pi"}, TypeError, "start must hold numbers, got 'pi'"),
-        (lambda x: 1.0, {}, TypeError, "must return a torch tensor, got float 1.0"),
-    ],
-)
-def test_roots_that_cannot_be_found(f, changed, error, text):
-    with pytest.raises(error, match=text):
-        newton_root(f, **({"start": 0.7} | changed))
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_reduces_a_bowl(method):
+    lr = {} if method.endswith("newton") else {"lr": 0.01 if "g" not in method else 0.02}
+    path = descend(bowl, [0.3, 0.4], method, steps=40, **lr)
+    assert path.values[-1] < 0.5 * path.values[0]
