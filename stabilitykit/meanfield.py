@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from stabilitykit import _checks
 from stabilitykit._activations import Activation
 from stabilitykit._correlation import CorrelationSeries
+from stabilitykit._fixedpoints import critical, limits
 from stabilitykit._gaussian import GaussianMeans
-from stabilitykit._lengthmap import ROUNDING, SLOPE, LengthMap, critical, limits
+from stabilitykit._lengthmap import HIGH, LOW, ROUNDING, SLOPE, LengthMap
 
 Array = NDArray[np.float64]
 
@@ -66,7 +67,7 @@ class MeanField:
         self.bias_var = np.broadcast_to(bias, self.shape)
         self._means = GaussianMeans(Activation(activation, options))
         self._lengths = LengthMap(self._means)
-        self._fixed: dict[float, Array] = {}
+        self._fixed: dict[bytes, Array] = {}
 
     def lengths(self, depth: int, start: ArrayLike = 1.0) -> Array:
         """The variances q_0 … q_depth of the pre-activations (Poole et al. 2016, length map).
@@ -92,17 +93,16 @@ class MeanField:
             steps.append(self.weight_var * value + self.bias_var)
         return np.stack(steps)
 
-    def fixed_point(self, start: float = 1.0) -> Array | np.float64:
+    def fixed_point(self, start: ArrayLike = 1.0) -> Array | np.float64:
         """q*, where the length map ends when it starts at `start`.
 
         With several fixed points it is the one that iteration reaches. It is inf where lengths
         diverge, 0 where they die out, and `start` where every q is a fixed point (ReLU at σ_w² = 2
         without bias). A relative step below 1e-13 counts as none, q beyond 4³² ≈ 2e19 as diverged.
-        It is nan where the iteration settles in a cycle, or has not settled after 2000 steps; both
-        need an E[f²] that falls with q.
+        Cycles do not occur: √q E[f(√q z)²] never falls with q.
 
         Args:
-            start: q_0, between 4⁻²⁰ and 4³².
+            start: q_0, between 4⁻²⁰ ≈ 1e-12 and 4³²; a number or an array like the grid.
 
         Returns:
             Array of the grid's shape, or a number.
@@ -115,12 +115,14 @@ class MeanField:
             0.1245 inf
         """
         first = _checks.variances("start", start)
-        if first.ndim:
-            raise ValueError(f"start={start!r} is an array; expected one number")
-        key = float(first)
+        if (first < LOW).any() or (first > HIGH).any():
+            raise ValueError(f"start={start!r} is not between {LOW:.3g} and {HIGH:.3g}")
+        shape = _checks.shapes(start=first, weight_var=self.weight_var)
+        key = first.tobytes() + str(shape).encode()
         if key not in self._fixed:
-            found = limits(self._lengths, self.weight_var.ravel(), self.bias_var.ravel(), key)
-            self._fixed[key] = found.reshape(self.shape)
+            grids = np.broadcast_arrays(self.weight_var, self.bias_var, first)
+            flat = (np.array(grid).ravel() for grid in grids)
+            self._fixed[key] = limits(self._lengths, *flat).reshape(shape)
         return self._fixed[key].copy()[()]
 
     def chi(self, q: ArrayLike | None = None) -> Array | np.float64:
@@ -133,15 +135,14 @@ class MeanField:
             q: variances, broadcasting with the grid.
 
         Returns:
-            Array of the grid's shape, or a number; nan where q* is.
+            Array of the grid's shape, or a number.
         """
         if q is None:
             at = np.asarray(self.fixed_point())
         else:
             at = _checks.variances("q", q)
             _checks.shapes(q=at, weight_var=self.weight_var)
-        known = np.where(np.isnan(at), 1.0, at)
-        return (self.weight_var * np.where(np.isnan(at), np.nan, self._lengths(known, SLOPE)))[()]
+        return (self.weight_var * self._lengths(at, SLOPE))[()]
 
     def depth_scale(self) -> Array | np.float64:
         """ξ = 1/|ln χ|: layers over which the squared gradient changes by a factor e.
@@ -159,8 +160,8 @@ class MeanField:
         """ξ_q = 1/|ln dq_{l+1}/dq_l|: layers over which q approaches q* by a factor e.
 
         Schoenholz et al. (2017), ξ_q = -1/ln(χ + σ_w² E[f''(√q* z) f(√q* z)]); the bracket is the
-        slope of the length map at q*, taken here from the map itself. inf where the slope is 1; nan
-        where q* is not finite.
+        slope of the length map at q*, taken here from the map itself. inf where the slope is 1 to
+        1e-11; nan where q* is not finite.
 
         Examples:
             >>> print(f"{MeanField('tanh', 1.3, 0.05).length_scale():.3f}")
@@ -169,7 +170,7 @@ class MeanField:
         q = np.asarray(self.fixed_point())
         finite = np.isfinite(q)
         slope = self.weight_var * self._lengths.growth(np.where(finite, q, 1.0))
-        return _scale(np.where(finite, np.abs(slope), np.nan))
+        return _scale(np.where(finite, np.abs(slope), np.nan), rounding=1e-11)
 
     def correlations(self, depth: int, start: ArrayLike = 0.5) -> Array:
         """c_0 … c_depth of two inputs that both have variance q* (Poole et al. 2016, c-map).
@@ -182,7 +183,7 @@ class MeanField:
             start: c_0 in [-1, 1]; broadcasts with the grid.
 
         Returns:
-            Array [depth + 1, ...]; nan where q* is 0, inf or nan.
+            Array [depth + 1, ...]; nan where q* is 0 or inf.
 
         Examples:
             >>> MeanField("relu", weight_var=2.0).correlations(depth=2, start=0.0).round(4)
@@ -213,7 +214,8 @@ def critical_weight_var(
 
     Solves σ_w² = 1/E[f'(√q z)²] together with q = σ_w² E[f(√q z)²] + σ_b² (Poole et al. 2016;
     Schoenholz et al. 2017). Of several solutions it is the one with the smallest q, which is q → 0
-    where f(0) = 0 and bias_var is 0. Where only q = inf has χ = 1 (ReLU with a bias), the limit is
+    where f(0) = 0 and bias_var is 0. That fixed point may repel, as for GELU below bias_var 0.173:
+    iteration then ends elsewhere. Where only q = inf has χ = 1 (ReLU with a bias), the limit is
     returned; inf where f has no slope.
 
     Args:
@@ -235,8 +237,8 @@ def critical_weight_var(
     return critical(lengths, bias.ravel()).reshape(bias.shape)[()]
 
 
-def _scale(factor: Array) -> Array | np.float64:
+def _scale(factor: Array, rounding: float = ROUNDING) -> Array | np.float64:
     """1/|ln factor|, inf where the factor is 1 up to rounding."""
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = 1 / np.abs(np.log(factor))
-    return np.where(np.abs(factor - 1) < ROUNDING, np.inf, scale)[()]
+    return np.where(np.abs(factor - 1) < rounding, np.inf, scale)[()]
