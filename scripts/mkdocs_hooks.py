@@ -1,0 +1,304 @@
+"""The adapter between the page engine and MkDocs: the one file that knows both."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import sys
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path, PurePosixPath
+from posixpath import normpath
+from urllib.parse import urljoin
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
+from mkdocs.utils.meta import get_data
+
+# The `mkdocs` command does not put the repository on the path, and MkDocs takes off what a hook
+# put there when it was loaded: `on_config` puts it back for the processes that run the pages.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.pages import Built, PageError, PageErrors, build, downloads, render
+from scripts.pages.claims import claims_table
+from scripts.pages.coverage import coverage_table, read_curriculum
+from scripts.pages.fonts import subset_font
+from scripts.pages.formulas import FormulaError, characters, fonts, render_bare, render_formulas
+from scripts.pages.notebook import clean, execute
+from scripts.pages.parse import CONT
+from scripts.pages.progress import progress
+
+log = logging.getLogger("mkdocs.stabilitykit")
+
+_REPOSITORY = str(Path(__file__).resolve().parents[1])
+
+_CLAIMS, _COVERAGE = "<!--claims-->", "<!--coverage-->"
+_OUTPUT = re.compile(r'<span class="c1">(#&gt;.*?)</span>')
+_CLAIM = re.compile(r'<span class="c1">(# Claim: .*?)</span>')
+_LINK_WARNING = re.compile(
+    r"Doc file '(?P<page>[^']+)' contains an?[\w ]* link(?: to)? '(?P<link>[^']*)'"
+)
+
+
+@dataclass
+class _Site:
+    """What one build knows; a live server starts a fresh one at every change."""
+
+    root: Path
+    docs: Path
+    files: dict[str, File] = field(default_factory=dict)
+    built: dict[str, Built] = field(default_factory=dict)
+    characters: set[str] = field(default_factory=set)
+    errors: list[PageError] = field(default_factory=list)
+
+    def name(self, file: File) -> str:
+        """What the engine calls a page."""
+        return (self.docs / file.src_uri).relative_to(self.root).as_posix()
+
+    def refuse(self, name: str, line: int, message: str) -> None:
+        self.errors.append(PageError(name, line, message))
+
+
+_site: _Site
+_serving = False
+
+
+def on_startup(*, command, dirty) -> None:
+    global _serving
+    _serving = command == "serve"
+
+
+def on_config(config):
+    """Start a build afresh."""
+    global _site
+    if _REPOSITORY not in sys.path:
+        sys.path.insert(0, _REPOSITORY)
+    root = Path(config.config_file_path).resolve().parent
+    _site = _Site(root, Path(config.docs_dir).resolve())
+    logger = logging.getLogger("mkdocs.structure.pages")
+    if not any(isinstance(known, _NameLine) for known in logger.filters):
+        logger.addFilter(_NameLine())
+    config.nav = _written(config.nav or [], _site.docs)
+    return config
+
+
+def on_files(files, config):
+    """Run every page; what fails is told in `on_env`, with all that fails later."""
+    _site.files = {
+        _site.name(file): file
+        for file in files.documentation_pages()
+        if file.src_uri.endswith((".md", ".py")) and file.abs_src_path
+    }
+    pages = {name: _site.root / name for name in _site.files}
+    cache = _site.root / ".cache" / "pages"
+    try:
+        with progress(len(pages)) as report:
+            _site.built = build(list(pages.values()), root=_site.root, cache=cache, report=report)
+    except PageErrors as wrong:
+        _site.errors += wrong.errors
+        failed = {error.name for error in wrong.errors}
+        holding = [path for name, path in pages.items() if name not in failed]
+        _site.built = build(holding, root=_site.root, cache=cache)
+    for name, built in _site.built.items():
+        if name.endswith(".py"):
+            # mkdocs-jupyter renders what the engine has run.
+            notebook = execute(built, _site.root / ".cache" / "notebooks")
+            _site.files[name].abs_src_path = str(notebook)
+    return files
+
+
+def on_page_markdown(markdown, *, page, config, files):
+    """The page as the engine renders it, its claims, and the links to its downloads."""
+    name = _site.name(page.file)
+    errors = [error for error in _site.errors if error.name == name]
+    if name.endswith(".py"):
+        if name in _site.built:
+            _, page.meta = get_data("\n".join(_site.built[name].page.markdown))
+        return markdown  # shown by mkdocs-jupyter, and mended in `on_page_content`
+    if errors:
+        return _failed(errors) + markdown.replace(CONT + "\n", "")
+    if name in _site.built:
+        built = _site.built[name]
+        markdown, _ = get_data(render(built))
+        markdown += _offered(built)
+    if _CLAIMS in markdown:
+        markdown = markdown.replace(_CLAIMS, claims_table(_site.built, name))
+    if _COVERAGE in markdown:
+        curriculum = read_curriculum(_site.root / "scripts" / "curriculum.toml")
+        pages = {name: built.page for name, built in _site.built.items()}
+        markdown = markdown.replace(_COVERAGE, coverage_table(pages, curriculum, name))
+    return markdown
+
+
+def on_page_content(html, *, page, config, files):
+    """Formulas as HTML, and the outputs in code told apart from it."""
+    name = _site.name(page.file)
+    if name.endswith(".py"):
+        html = _notebook(html, page, files)
+
+    def refuse(error: FormulaError) -> None:
+        where, line = _find(error.tex, name)
+        _site.refuse(where, line, str(error))
+
+    html = render_formulas(html, refuse)
+    _site.characters.update(characters(html))
+    html = _OUTPUT.sub(r'<span class="sk-out">\1</span>', html)
+    html = _CLAIM.sub(r'<span class="sk-claimed">\1</span>', html)
+    # A class keeps Material's script from wrapping tables again when the page is already shown.
+    html = html.replace("<table>", '<div class="sk-table"><table class="sk-rows">')
+    html = html.replace("</table>", "</table></div>")
+    # The search index would read a figure's tick labels as prose.
+    html = html.replace('<svg class="sk-svg"', '<svg data-search-exclude="true" class="sk-svg"')
+    entries = list(page.toc)
+    while entries:
+        entry = entries.pop()
+        entry.title = render_bare(entry.title, refuse)
+        entries += entry.children
+    return html
+
+
+def on_env(env, *, config, files):
+    """Fail with everything that is wrong; a live server shows it and goes on."""
+    for error in sorted(set(_site.errors)):
+        print(error, file=sys.stderr)
+    if _site.errors:
+        count = len(set(_site.errors))
+        message = f"{count} problem{'s' if count > 1 else ''} on the pages"
+        if not _serving:
+            raise PluginError(message)
+        log.error(message)
+    return env
+
+
+def on_page_context(context, *, page, config, nav):
+    """What the template says of a page to those who link to it."""
+    built = _site.built.get(_site.name(page.file))
+    if built and built.figures:
+        figure = built.figures[0]
+        path = f"{_figures(page.file)}/{figure.name}.png"
+        context["figure"] = {"url": urljoin(config.site_url or "", path), "alt": figure.alt}
+    context["fonts"] = fonts(page.content)
+    return context
+
+
+def on_post_build(*, config) -> None:
+    """Write what pages offer beside their text; keep what few readers need out of first visits."""
+    site = Path(config.site_dir)
+    for name, built in _site.built.items():
+        file = _site.files[name]
+        for offered, content in downloads(built).items():
+            _write(site / PurePosixPath(file.dest_uri).parent / offered, content)
+        for figure in built.figures:
+            _write(site / _figures(file) / f"{figure.name}.svg", figure.svg)
+            _write(site / _figures(file) / f"{figure.name}.png", figure.png)
+    _defer_search(site)
+    if not _serving:
+        for font in sorted(site.glob("assets/katex/fonts/*.woff2")):
+            subset_font(font, _site.characters)
+
+
+def _notebook(html: str, page, files) -> str:
+    """A notebook's HTML as that of a page, its links followed as MkDocs follows a page's."""
+    name = _site.name(page.file)
+    page.links_to_anchors = {}
+
+    def link(target: str) -> str:
+        path, _, anchor = target.partition("#")
+        if re.match(r"[a-z]+:", target):
+            return target
+        uri = normpath(f"{PurePosixPath(page.file.src_uri).parent}/{path}")
+        file = files.get_file_from_path(uri) if path else page.file
+        if file is None:
+            line = next(n for n, text in _lines(name) if target in text)
+            _site.refuse(name, line, f"the link {target!r} leads to no file")
+            return target
+        if anchor:
+            page.links_to_anchors.setdefault(file, {})[anchor] = target
+        url = file.url_relative_to(page.file) if path else ""
+        return url + f"#{anchor}" * bool(anchor)
+
+    built = _site.built.get(name)
+    html = clean(html, built, link) + (_offered(built) if built else "")
+    page.present_anchor_ids = set(re.findall(r'\bid="([^"]+)"', html))
+    errors = [error for error in _site.errors if error.name == name]
+    return _failed(errors) + html if errors else html
+
+
+def _lines(name: str) -> list[tuple[int, str]]:
+    text = (_site.root / name).read_text(encoding="utf-8")
+    return list(enumerate(text.splitlines(), 1))
+
+
+def _offered(built: Built) -> str:
+    """A page's last line: what it can be downloaded as."""
+    links = " or ".join(
+        f'<a href="{file}" download>{PurePosixPath(file).suffix}</a>' for file in downloads(built)
+    )
+    return f'\n<p class="sk-downloads">This page as {links}</p>\n' if links else ""
+
+
+def _written(nav: list, docs: Path) -> list:
+    """The navigation without pages that do not exist and sections that hold none."""
+    kept = []
+    for item in nav:
+        title, target = next(iter(item.items())) if isinstance(item, dict) else (None, item)
+        target = _written(target, docs) if isinstance(target, list) else target
+        if target and (isinstance(target, list) or (docs / target).exists()):
+            kept.append({title: target} if title else target)
+    return kept
+
+
+def _figures(file) -> str:
+    """The folder of a page's figure files in the site."""
+    return f"figures/{PurePosixPath(file.src_uri).with_suffix('')}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _defer_search(site: Path) -> None:
+    """Put a small worker in front of Material's, which loads it and the index when asked."""
+    index = site / "search" / "search_index.json"
+    workers = list(site.glob("assets/javascripts/workers/search.*.min.js"))
+    if index.exists() and len(workers) == 1:
+        found = json.loads(index.read_text(encoding="utf-8"))
+        index.replace(index.with_name("index.json"))
+        index.write_text(json.dumps(found | {"docs": []}), encoding="utf-8")
+        workers[0].replace(workers[0].with_name("material.js"))
+        shutil.move(site / "assets" / "search-worker.js", workers[0])
+
+
+def _failed(errors: list[PageError]) -> str:
+    """What a live server shows above a page that fails."""
+    lines = "".join(f"<li><code>{escape(str(error))}</code></li>" for error in errors)
+    title = '<p class="admonition-title">This page fails</p>'
+    return f'<div class="admonition failure">{title}<ul>{lines}</ul></div>\n\n'
+
+
+def _find(tex: str, name: str) -> tuple[str, int]:
+    """Where a formula stands: on its page, or in a docstring that the page shows."""
+    words = r"\s+".join(map(re.escape, tex.split()))
+    package = sorted((_site.root / "stabilitykit").rglob("*.py"))
+    for path in [_site.root / name, *package]:
+        text = path.read_text(encoding="utf-8")
+        if found := re.search(words, text):
+            return path.relative_to(_site.root).as_posix(), text.count("\n", 0, found.start()) + 1
+    return name, 1
+
+
+class _NameLine(logging.Filter):
+    """Put page and line in front of MkDocs' warnings on links, which name the page alone."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        found = _LINK_WARNING.search(record.getMessage())
+        if found:
+            path = _site.docs / found["page"]
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            line = next((n for n, text in enumerate(lines, 1) if found["link"] in text), 1)
+            name = path.relative_to(_site.root).as_posix()
+            record.msg, record.args = f"{name}:{line}: {record.getMessage()}", ()
+        return True

@@ -1,0 +1,116 @@
+r"""Formulas at build time: KaTeX, run in an embedded JavaScript engine.
+
+The Markdown extension leaves `\(…\)` and `\[…\]` in elements of class arithmatex; readers get HTML
+for the eye and MathML for the ear, and no script.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from html import escape, unescape
+from pathlib import Path
+
+_KATEX = Path(__file__).parent / "katex" / "katex.min.js"
+_SPAN = re.compile(
+    r'<(?P<tag>span|div) class="arithmatex">'
+    r"\s*\\(?P<open>[(\[])(?P<tex>.*?)\\[)\]]\s*</(?P=tag)>",
+    re.S,
+)
+_FORMULA = re.compile(r"<sk-formula.*?</sk-formula>", re.S)
+_BARE = re.compile(r"\\\((.+?)\\\)", re.S)
+# Strict: what LaTeX would refuse is refused, since it is most likely a slip. The error is caught
+# in JavaScript, where its message has no stack.
+_RENDER = """
+(function (formula) {
+  try {
+    return JSON.stringify({html: katex.renderToString(formula.tex, {
+      displayMode: formula.display, strict: "error", throwOnError: true})});
+  } catch (error) {
+    return JSON.stringify({error: error.rawMessage || error.message});
+  }
+})(dukpy["formula"])
+"""
+
+
+class FormulaError(ValueError):
+    """A formula that KaTeX refuses."""
+
+    def __init__(self, tex: str, reason: str) -> None:
+        self.tex, self.reason = tex, reason
+        super().__init__(f"formula {tex!r}: {reason}")
+
+
+@cache
+def _engine():
+    import dukpy
+
+    engine = dukpy.JSInterpreter()
+    engine.evaljs(_KATEX.read_text(encoding="utf-8") + ";0")
+    return engine
+
+
+@cache
+def render_formula(tex: str, *, display: bool = False) -> str:
+    r"""A formula as HTML with MathML.
+
+    Args:
+        tex: LaTeX without its delimiters, such as `\sigma_w^2`.
+        display: True for a formula on its own line.
+
+    Raises:
+        FormulaError: KaTeX cannot read it, or LaTeX would not.
+    """
+    answer = _engine().evaljs(_RENDER, formula={"tex": tex.strip(), "display": display})
+    result = json.loads(answer)
+    if "error" in result:
+        raise FormulaError(tex.strip(), result["error"])
+    return result["html"]
+
+
+def render_formulas(html: str, refuse: Callable[[FormulaError], None]) -> str:
+    """Replace the formulas in a page's HTML.
+
+    Args:
+        html: the page as the Markdown extension left it.
+        refuse: called for each formula that cannot be rendered; its source is then shown in place.
+    """
+
+    def replaced(match: re.Match[str]) -> str:
+        display = match["open"] == "["
+        # An element that never nests in itself: the search index skips it as a whole.
+        rendered = _rendered(unescape(match["tex"]), display, refuse)
+        formula = f"<sk-formula data-search-exclude>{rendered}</sk-formula>"
+        return f'<{match["tag"]} class="sk-math">{formula}</{match["tag"]}>'
+
+    return _SPAN.sub(replaced, html)
+
+
+def render_bare(text: str, refuse: Callable[[FormulaError], None]) -> str:
+    r"""Replace `\(…\)` in text that lost its markup, such as a heading in a table of contents."""
+    return _BARE.sub(lambda match: _rendered(unescape(match[1]), False, refuse), text)
+
+
+def fonts(html: str) -> list[str]:
+    """KaTeX's fonts that most of the formulas of a rendered page need, none without formulas."""
+    shown = {"KaTeX_Main-Regular": 'class="katex"', "KaTeX_Math-Italic": "mathnormal"}
+    return [font for font, sign in shown.items() if sign in html]
+
+
+def characters(html: str) -> set[str]:
+    """The characters that the formulas of a rendered page show."""
+    return {
+        character
+        for formula in _FORMULA.findall(html)
+        for character in unescape(re.sub(r"<[^>]*>", "", formula))
+    }
+
+
+def _rendered(tex: str, display: bool, refuse: Callable[[FormulaError], None]) -> str:
+    try:
+        return render_formula(tex, display=display)
+    except FormulaError as error:
+        refuse(error)
+        return f"<code>{escape(error.tex)}</code>"
