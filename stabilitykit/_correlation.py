@@ -3,8 +3,8 @@
 Mehler's formula: for u₁, u₂ of variance q and correlation c, E[f(u₁) f(u₂)] = Σ a_n² cⁿ with a_n
 the coefficients of f(√q z) in normalised Hermite polynomials, and Σ a_n² = E[f²]. Kinks leave a
 tail a_n² ~ n^-5/2, jumps n^-3/2. What the first terms leave of E[f²] is known, so the tail is a
-power law of known sum, fitted to the last terms: to 1e-12 for smooth f at moderate q, about 1e-8
-with kinks, 1e-5 with jumps, and exactly at c = 1.
+power law of known sum, fitted to the last terms: to 1e-12 for smooth f and 1e-7 with kinks while
+q is below about 10, to 1e-4 at larger q or with jumps, and exactly at c = 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stabilitykit._gaussian import GaussianMeans
 
 Array = NDArray[np.float64]
 
-_TERMS = (256, 4096)
+_TERMS = (256, 2048)
 _NODES, _WEIGHTS = legendre.leggauss(32)
 
 

@@ -7,6 +7,8 @@ serve every q.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,7 @@ from stabilitykit._activations import Activation
 from stabilitykit._panels import RESOLVED, WEIGHTS, Panels, resolve, sample, tails
 
 Array = NDArray[np.float64]
+Index = NDArray[np.int64]
 
 _ABOVE = 6  # octaves above √q: the normal density underflows beyond 38.6 of its std
 _BELOW = 36  # octaves below √q and below 1 that are resolved; the rest has probability 2^-37
@@ -33,15 +36,13 @@ class GaussianMeans:
         self._loose: dict[int, int] = {}
         self._gathered: dict[int, tuple[Panels, Array]] = {}
 
-    def moments(self, q: Array, *, bounds: bool = True) -> tuple[Array, Array]:
+    def moments(self, q: Array) -> tuple[Array, Array]:
         """Moments [2, n] of f and f', and bounds on their errors [2, n], at n variances q ≥ 0."""
         moments, errors = np.empty((2, q.size)), np.empty((2, q.size))
         scale = np.maximum(np.sqrt(q), 1e-150)
         for chosen, panels, core in self._by_octave(scale):
             for part in _chunks(chosen, panels.points.size):
-                moments[:, part], errors[:, part] = _integrate(
-                    panels, core, scale[part], bounds=bounds
-                )
+                moments[:, part], errors[:, part] = _integrate(panels, core, scale[part])
                 if np.isnan(moments[:, part]).any():
                     self._blame(panels, scale[part].max())
         if (q == 0).any():  # the limit from above: the mean over both sides of 0
@@ -61,13 +62,19 @@ class GaussianMeans:
                 root = np.exp(-0.25 * z * z) / (2 * np.pi) ** 0.25
                 width = (panels.half[:, None] * WEIGHTS).ravel() / scale[part, None]
                 mass = np.where(root > 0, panels.values.ravel() * root, 0) * width
-                before, here = np.zeros_like(z), root
+                counts = np.abs(mass).max(axis=0) > 1e-20 * np.abs(mass).max()
+                z, mass, here = z[:, counts], mass[:, counts], root[:, counts]
+                before = np.zeros_like(z)
                 for n in range(terms):
                     results[n, part] = np.einsum("ij,ij->i", mass, here)
-                    before, here = here, (z * here - np.sqrt(n) * before) / np.sqrt(n + 1)
+                    before *= -np.sqrt(n)
+                    before += z * here
+                    before /= np.sqrt(n + 1)
+                    before, here = here, before
         return results
 
-    def _by_octave(self, scale: Array):
+    def _by_octave(self, scale: Array) -> Iterator[tuple[Index, Panels, Array]]:
+        """Indices of scales in one octave, with the samples for them."""
         octaves = np.frexp(scale)[1] - 1
         for octave in np.unique(octaves):
             yield np.flatnonzero(octaves == octave), *self._around(int(octave))
@@ -76,7 +83,9 @@ class GaussianMeans:
         """Panels that matter for √q in [2^octave, 2^(octave + 1)), and f, f' in the core [2, 4]."""
         if octave not in self._gathered:
             needed = range(min(octave, 0) - _BELOW, octave + 1 + _ABOVE)
-            self._build([j for j in needed if self._lacks(j, octave)], octave)
+            # One build for many octaves: its cost hardly depends on their number.
+            below = range(needed[0] - needed[0] % 8, needed[0])
+            self._build([j for j in (*below, *needed) if self._lacks(j, octave)], octave)
             edge = 2.0 ** needed[0]
             core = self.activation(np.array([-edge, -_TINY, _TINY, edge]))
             panels = Panels.join([self._octaves[j] for j in needed])
@@ -150,13 +159,11 @@ def _tolerance(j: int, near: int, sizes: dict[int, Array]) -> Array:
     return np.stack([plain, squared], axis=1)
 
 
-def _chunks(chosen: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+def _chunks(chosen: Index, size: int) -> list[Index]:
     return np.array_split(chosen, -(-chosen.size * size // _CHUNK))
 
 
-def _integrate(
-    panels: Panels, core: Array, scale: Array, *, bounds: bool = True
-) -> tuple[Array, Array]:
+def _integrate(panels: Panels, core: Array, scale: Array) -> tuple[Array, Array]:
     shape = (scale.size, *panels.points.shape)
     z = panels.points.ravel() / scale[:, None]
     # Squared together with f, the root of the density neither overflows nor underflows.
@@ -173,9 +180,8 @@ def _integrate(
             moments[row] = (density @ WEIGHTS) @ panels.half + edge / 2 * (
                 left + below + above + right
             )
-            if bounds:
-                errors[row] = tails(density) @ (2 * panels.half)
-                errors[row] += edge * (abs(left - below) + abs(right - above))
+            errors[row] = tails(density) @ (2 * panels.half)
+            errors[row] += edge * (abs(left - below) + abs(right - above))
         moments, errors = moments / scale / np.sqrt(2 * np.pi), errors / scale / np.sqrt(2 * np.pi)
         errors += _ROUNDING * moments
     return moments, np.where(np.isposinf(moments), np.inf, errors)

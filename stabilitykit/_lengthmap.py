@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 CELL = math.log(4.0)
 FIRST, LAST = -20, 31  # cells: q from 4^-20 to 4^32; beyond, the leading power is continued
 LOW, HIGH = 4.0**FIRST, 4.0 ** (LAST + 1)
-_DEGREE = 27
+_DEGREE = 23
 _NODES = chebyshev.chebpts1(_DEGREE + 1)
 _FIT = np.linalg.inv(chebyshev.chebvander(_NODES, _DEGREE))
 _ROUGH = 1e-6
@@ -88,8 +88,7 @@ class LengthMap:
 
     def _build(self, cell: int) -> None:
         q = np.exp(CELL * (cell + (_NODES + 1) / 2))
-        moments, _ = self._means.moments(q, bounds=False)
-        ends, errors = self._means.moments(q[[0, -1]])
+        moments, errors = self._means.moments(q)
         series = np.zeros((2, _DEGREE + 1))
         logarithmic, factor = np.zeros(2, dtype=bool), np.ones(2)
         for row, values in enumerate(moments):
@@ -103,7 +102,7 @@ class LengthMap:
                     scaled = np.log(scaled / factor[row])
                 series[row] = _FIT @ scaled
         with np.errstate(invalid="ignore"):
-            against = np.stack([ends[0] + q[[0, -1]], ends[1] + 1e-6])  # what enters q and χ
+            against = np.stack([moments[0] + q, moments[1] + 1e-6])  # what enters q and χ
             rough = np.nan_to_num(errors / against, nan=0.0).max(axis=1)
         self._slot[cell - FIRST] = len(self._series)
         self._series = np.concatenate([self._series, series[None]])

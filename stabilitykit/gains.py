@@ -15,6 +15,7 @@ from stabilitykit._activations import Activation
 from stabilitykit._gaussian import GaussianMeans
 
 _ROUGH = 1e-6
+_MOMENTS = ("E[f²]", "E[f'²]")
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,18 @@ def _moments(
     means = GaussianMeans(Activation(activation, options))
     moments, errors = means.moments(q)
     for row in rows:
+        for i in np.flatnonzero(moments[row] == 0):
+            if means.activation(math.sqrt(q[i]) * np.linspace(-8, 8, 160))[row].any():
+                raise ValueError(
+                    f"activation={means.activation.name}: {_MOMENTS[row]} at q={q[i]:.6g} is below "
+                    "the smallest float64"
+                )
         wrong = ~np.isfinite(moments[row]) | (errors[row] > _ROUGH * moments[row])
         if wrong.any():
-            i, what = wrong.argmax(), ("E[f²]", "E[f'²]")[row]
+            i = wrong.argmax()
             raise ValueError(
-                f"activation={means.activation.name}: {what} at q={q[i]:.6g} has no six digits "
-                f"({moments[row, i]:.6g} ± {errors[row, i]:.2g}); f is too rough, or the "
+                f"activation={means.activation.name}: {_MOMENTS[row]} at q={q[i]:.6g} has no six "
+                f"digits ({moments[row, i]:.6g} ± {errors[row, i]:.2g}); f is too rough, or the "
                 "expectation is not finite"
             )
     return moments, errors

@@ -176,7 +176,8 @@ class MeanField:
         """c_0 … c_depth of two inputs that both have variance q* (Poole et al. 2016, c-map).
 
         c ← (σ_w² E[f(u₁) f(u₂)] + σ_b²)/q*, with u₁, u₂ Gaussian of variance q* and correlation c.
-        Accurate to 1e-12 for smooth f, about 1e-8 with kinks and 1e-5 with jumps. c = 1 stays 1.
+        Good to 1e-12 for smooth f and 1e-7 with kinks while q* is below about 10, to 1e-4 at larger
+        q* or with jumps. c = 1 stays 1.
 
         Args:
             depth: number of layers.

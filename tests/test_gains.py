@@ -217,7 +217,16 @@ def test_an_expectation_without_digits_is_refused():
     with pytest.raises(ValueError, match=r"E\[f²\] at q=1 has no six digits"):
         sk.second_moment(lambda z: 1 / z)
     with pytest.raises(ValueError, match=r"E\[f²\] at q=1 has no six digits"):
+        sk.second_moment(lambda z: 1 / (z - 0.3))
+    with pytest.raises(ValueError, match=r"E\[f²\] at q=1 has no six digits"):
         sk.second_moment(lambda z: torch.exp(z * z))
+
+
+def test_what_underflows_is_refused():
+    with pytest.raises(ValueError, match=r"E\[f²\] at q=1 is below the smallest float64"):
+        sk.gain(lambda z: 1e-200 * z)
+    zero = sk.gain(lambda z: 0 * z)
+    assert zero.forward == zero.backward == math.inf
 
 
 @pytest.mark.parametrize("q", [0.1, 1.0, 6.0])
@@ -326,7 +335,7 @@ def test_dropout_and_rrelu_are_functions_in_eval_mode():
         (lambda z: z.sum(), {}, ValueError, r"turned shape \(61,\) into \(\)"),
         (lambda z: z.float(), {}, ValueError, r"returned torch.float32 for torch.float64 input"),
         (lambda z: z > 0, {}, ValueError, r"returned torch.bool for torch.float64 input"),
-        (lambda z: z.sqrt(), {}, ValueError, r"its value is nan at z=-2.9"),
+        (lambda z: z.sqrt(), {}, ValueError, r"its value is nan at z=-2.93"),
         (lambda z: z.detach().tanh(), {}, ValueError, r"autograd sees no slope"),
         (torch.nn.Dropout(0.5), {}, ValueError, r"different values when called twice"),
         (torch.nn.RReLU(), {}, ValueError, r"different values when called twice"),

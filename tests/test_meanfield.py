@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import optimize
+from scipy import integrate, optimize, stats
 
 import stabilitykit as sk
 from stabilitykit._activations import Activation
+from stabilitykit._correlation import CorrelationSeries
 from stabilitykit._gaussian import GaussianMeans
 
 
@@ -93,6 +94,28 @@ def test_sign_correlations_by_the_arcsine():
     np.testing.assert_allclose(sk.MeanField(torch.sign).correlations(1, c)[1], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("q", [0.1, 1.0, 10.0])
+def test_hardtanh_correlations_by_conditional_means(q):
+    """E[clip(u₁) E[clip(u₂) | u₁]], the inner mean in closed form, the outer by scipy."""
+    cdf, pdf, s = stats.norm.cdf, stats.norm.pdf, math.sqrt(q)
+
+    def clipped_mean(mean, std):
+        low, high = (-1 - mean) / std, (1 - mean) / std
+        inside = cdf(high) - cdf(low)
+        return 1 - cdf(high) - cdf(low) + mean * inside + std * (pdf(low) - pdf(high))
+
+    def integrand(z, c):
+        return np.clip(s * z, -1, 1) * clipped_mean(c * s * z, s * math.sqrt(1 - c * c)) * pdf(z)
+
+    series = CorrelationSeries(GaussianMeans(Activation("hardtanh")), np.full(5, q))
+    c = np.array([-0.99, -0.5, 0.3, 0.9, 0.999])
+    expected = [
+        integrate.quad(integrand, 0, 10, args=(x,), points=[1 / s], limit=500, epsabs=1e-13)[0] * 2
+        for x in c
+    ]
+    np.testing.assert_allclose(series(c), expected, atol=1e-9)
+
+
 def test_correlations_agree_with_monte_carlo():
     n, c = 400_000, 0.6
     z = torch.randn(2, n, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -134,11 +157,11 @@ def test_slope_of_the_correlation_map_at_one_is_chi():
 NAMES = st.sampled_from(["tanh", "relu", "gelu", "hardtanh", "softplus", "sigmoid"])
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(NAMES, st.floats(0.1, 3), st.floats(0.01, 1))
 def test_fixed_points_are_what_iteration_reaches(name, weight, bias):
     field = sk.MeanField(name, weight, bias)
-    reached = iterate(name, weight, bias, 60)
+    reached = iterate(name, weight, bias, 40)
     remaining = abs(weight * sk.second_moment(name, reached) + bias - reached)
     q = field.fixed_point()
     if q == math.inf:
@@ -331,11 +354,11 @@ def test_critical_lines_at_their_ends():
 def test_gradients_of_a_wide_network_grow_as_chi():
     """Twelve tanh layers of 512 at gain 5/3: the squared gradient grows by χ per layer."""
     generator = torch.Generator().manual_seed(0)
-    width, depth, seeds = 512, 12, 8
+    width, depth, seeds = 512, 12, 6
     field = sk.MeanField("tanh", (5 / 3) ** 2)
     ratios = []
     for _ in range(seeds):
-        h = torch.randn(64, width, generator=generator) * math.sqrt(field.fixed_point())
+        h = torch.randn(16, width, generator=generator) * math.sqrt(field.fixed_point())
         h.requires_grad_()
         hidden, x = [h], h
         for _ in range(depth):
