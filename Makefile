@@ -3,6 +3,8 @@ PYTHON ?= python3
 PORT ?= 8000
 PY := .venv/bin/python
 STAMP := .venv/installed
+# Material says at every start that MkDocs 2 will differ; constraints.txt pins MkDocs 1.
+export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help serve site test update figures lint clean times

@@ -257,7 +257,7 @@ ax.legend(loc="center right")
 # 2. What does the same treatment do to ReLU? Its own critical value is not 1.
 # 3. Replace the sigmoid by $\mathrm{sigmoid}(x) - 1/2$. Is that enough, and with which weights?
 #
-# <details><summary>Answers</summary>
+# <!--fold: Answers-->
 
 # %%
 print(f"depth scale of default tanh: {float(small.depth_scale()):.1f} layers")
@@ -272,7 +272,7 @@ print(f"centred sigmoid, n·Var(w) = 16: accuracy {centred.test_accuracies[-1]:.
 # A network is trainable to about six depth scales, here five or six layers. The centred sigmoid is
 # tanh again, $\tfrac12\tanh(x/2)$, whose slope at zero is $1/4$: the edge lies at $4^2 = 16$.
 #
-# </details>
+# <!--fold: end-->
 #
 # ## Sources
 #

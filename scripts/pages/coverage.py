@@ -35,7 +35,7 @@ def covered(page: Page) -> tuple[list[Covered], list[PageError]]:
             continue
         match = _COVERS.match(content)
         below = number + 1
-        if below <= len(page.lines) and page.lines[below - 1] == CONT:
+        if below <= len(page.lines) and page.markdown[below - 1] == CONT:
             below += 1
         if not match or below not in fences:
             expected = "expected <!--covers: item, item--> on the line above a block and its cont"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import PurePosixPath
 
 import jupytext
@@ -10,7 +11,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from .build import Built
-from .parse import CONT, Page
+from .parse import CONT, Block, FigureSpec, Page
 
 _MACHINERY = (CONT, "<!--covers:")
 
@@ -20,14 +21,27 @@ def downloads(built: Built) -> dict[str, bytes]:
     if not built.page.blocks:
         return {}
     stem = PurePosixPath(built.page.name).stem
-    notebook = _notebook(built.page)
+    made = notebook(built.page)
     return {
-        f"{stem}.py": jupytext.writes(notebook, fmt="py:percent").encode(),
-        f"{stem}.ipynb": nbformat.writes(notebook).encode(),
+        f"{stem}.py": jupytext.writes(made, fmt="py:percent").encode(),
+        f"{stem}.ipynb": nbformat.writes(made).encode(),
     }
 
 
-def _notebook(page: Page):
+def notebook(
+    page: Page,
+    code: Callable[[Block], nbformat.NotebookNode] = lambda block: new_code_cell(
+        block.code.rstrip("\n")
+    ),
+    caption: Callable[[FigureSpec], str] = lambda figure: figure.caption,
+) -> nbformat.NotebookNode:
+    """A page as a notebook, with the same cell ids every time.
+
+    Args:
+        page: the page.
+        code: makes a block's cell.
+        caption: the text that stands where the page shows a figure.
+    """
     blocks = {block.line: block for block in page.blocks}
     prose = dict(page.prose)
     captions = {b.figure.line: b.figure for b in page.blocks if b.figure}
@@ -41,12 +55,12 @@ def _notebook(page: Page):
         if said:
             cells.append(new_markdown_cell(said))
 
-    for number, line in enumerate(page.lines, 1):
+    for number, line in enumerate(page.markdown, 1):
         if number in blocks:
             flush()
-            cells.append(new_code_cell(blocks[number].code.rstrip("\n")))
+            cells.append(code(blocks[number]))
         elif number in captions:
-            text.append(captions[number].caption)
+            text.append(caption(captions[number]))
         elif number in prose and number not in hidden and not line.startswith(_MACHINERY):
             text.append(line)
     flush()

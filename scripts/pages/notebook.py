@@ -23,6 +23,8 @@ from .download import notebook
 from .parse import Block
 
 _FORMULA = re.compile(r"\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^\s$](?:[^$]*[^\s$])?)\$", re.S)
+_FOLD = re.compile(r"\s*fold: (?P<summary>.+?)\s*")
+_OPENING = re.compile("\N{STX}fold (.*?)\N{ETX}")
 
 
 def execute(built: Built, folder: Path) -> Path:
@@ -92,12 +94,13 @@ def clean(html: str, built: Built | None, link: Callable[[str], str] = lambda to
     made = "\n".join(parts)
     for figure in built.figures if built else ():
         # As it was written: an HTML parser spells the SVG's names its own way.
-        made = made.replace(_placeholder(figure.name), _html(figure))
-    return made
+        made = made.replace(_placeholder(f"figure {figure.name}"), _html(figure))
+    made = made.replace(_placeholder("fold end"), "</details>")
+    return _OPENING.sub(r"<details><summary>\1</summary>", made)
 
 
-def _placeholder(name: str) -> str:
-    return f"[figure {name}]"
+def _placeholder(said: str) -> str:
+    return f"\N{STX}{said}\N{ETX}"
 
 
 def _code(cell: Tag, block: Block | None) -> str:
@@ -109,7 +112,7 @@ def _code(cell: Tag, block: Block | None) -> str:
         )
     for output in cell.select(".jp-OutputArea-output"):
         if figure := output.find("figure"):
-            parts.append(_placeholder(str(figure["id"]).removeprefix("figure-")))
+            parts.append(_placeholder(str(figure["id"]).replace("-", " ", 1)))
         elif pre := output.find("pre"):
             said = escape(pre.get_text().rstrip(), quote=False)
             parts.append(
@@ -121,7 +124,9 @@ def _code(cell: Tag, block: Block | None) -> str:
 
 def _text(text: Tag, link: Callable[[str], str]) -> str:
     for comment in text.find_all(string=lambda string: isinstance(string, Comment)):
-        comment.extract()
+        # An element ends where its cell ends, so what folds several cells is told by comments.
+        fold = _FOLD.fullmatch(comment)
+        comment.replace_with(_placeholder(f"fold {fold['summary']}") if fold else "")
     for anchor in text.find_all("a"):
         if "anchor-link" in (anchor.get("class") or ()):
             anchor["class"], anchor["title"] = "headerlink", "Link to this section"

@@ -78,6 +78,11 @@ class Page:
     def lines(self) -> list[str]:
         return self.text.splitlines()
 
+    @property
+    def markdown(self) -> list[str]:
+        """The lines as Markdown, which differ from `lines` when the page is a script."""
+        return _markdown(self.text, self.name)
+
 
 @dataclass(frozen=True)
 class _Fence:
@@ -107,7 +112,7 @@ def parse(text: str, name: str) -> Page:
 class _Reader:
     def __init__(self, text: str, name: str) -> None:
         self.text, self.name = text, name
-        self.lines = script_lines(text, name) if name.endswith(".py") else text.splitlines()
+        self.lines = _markdown(text, name)
         self.errors: list[PageError] = []
         self.claims = 0
 
@@ -300,6 +305,10 @@ class _Reader:
                 first, _, said = claims.pop()
                 claims.append((first, line, f"{said} {text.lstrip('# ').strip()}"))
         return outputs, claims
+
+
+def _markdown(text: str, name: str) -> list[str]:
+    return script_lines(text, name) if name.endswith(".py") else text.splitlines()
 
 
 def _first_line(node: ast.stmt) -> int:
