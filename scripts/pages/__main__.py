@@ -65,9 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def find_pages(root: Path) -> list[Path]:
-    """Every Markdown page of the site's sources."""
+    """Every page of the site's sources: Markdown, and notebooks as scripts."""
     docs = root / "docs"
-    return sorted(p for p in docs.rglob("*.md") if "overrides" not in p.relative_to(docs).parts)
+    found = [*docs.rglob("*.md"), *docs.rglob("*.py")]
+    return sorted(p for p in found if "overrides" not in p.relative_to(docs).parts)
 
 
 def _parser() -> argparse.ArgumentParser:
