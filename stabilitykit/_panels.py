@@ -26,7 +26,7 @@ _EVEN = np.arange(0, DEGREE + 1, 2)
 WEIGHTS = 2 / (1 - _EVEN**2) @ TO_COEFFICIENTS[::2]  # Clenshaw–Curtis: ∫ T_k = 2/(1 - k²), k even
 
 RESOLVED = 1e-13  # last coefficients against the scale
-NARROW = 2.0**-42  # width of the panel that is left around a kink, against where it started
+NARROW = 2.0**-40  # width of the panel that is left around a kink, against where it started
 SPLIT = 8
 MOST_PANELS = 60_000  # sampled in one call; what is unresolved then stays so: it counts as error
 _EPS = np.finfo(np.float64).eps
@@ -129,16 +129,17 @@ def _cut(
         panels = sample(activation, left, right)
         first = not sampled.any()
         sampled += np.bincount(group[origin], minlength=sampled.size)
-        excess = np.zeros(left.size)
         with np.errstate(all="ignore"):
-            for row, samples in enumerate((panels.values, panels.slopes)):
-                # fmax: a function without any slope compares 0 with 0.
-                excess = np.fmax(excess, tails(samples) / scale[row, 0, origin])
-                excess = np.fmax(excess, tails(samples**2) / scale[row, 1, origin])
-        excess = np.nan_to_num(excess, nan=0.0, posinf=0.0) / RESOLVED
+            plain = np.stack([panels.values, panels.slopes])
+            # fmax: a function without any slope compares 0 with 0.
+            excess = np.fmax(
+                tails(plain) / scale[:, 0, origin], tails(plain**2) / scale[:, 1, origin]
+            )
+            excess = np.fmax(*excess) / RESOLVED
+        excess[~np.isfinite(excess)] = 0.0  # overflow and nan are not for cutting
         bad = excess > 1
         narrow = bad & (right - left <= NARROW * width[origin])
-        # A kink spoils one child of eight. Rounding noise spoils most of them, and cutting does not
+        # A kink spoils one child. Rounding noise spoils most of them, and cutting does not
         # help: after two such cuts the noise is accepted, and counts in the error.
         most = bad
         if not first:
