@@ -10,6 +10,7 @@ from stabilitykit.meanfield import MeanField, critical_weight_var
 from stabilitykit.networks import MLP, Ensemble
 from stabilitykit.roots import Root, newton_root
 from stabilitykit.signals import SignalProfile, signal_profile
+from stabilitykit.tracking import write_curves
 from stabilitykit.training import History, fit
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ __all__ = [
     "second_moment",
     "signal_profile",
     "slope_moment",
+    "write_curves",
 ]
 
 

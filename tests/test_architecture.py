@@ -31,6 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "networks": set(),
     "signals": {"networks"},
     "datasets": set(),
+    "tracking": set(),
     "training": set(),
     "plots": {"descent"},
 }
