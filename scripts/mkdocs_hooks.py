@@ -36,7 +36,7 @@ _REPOSITORY = str(Path(__file__).resolve().parents[1])
 
 _CLAIMS, _COVERAGE = "<!--claims-->", "<!--coverage-->"
 _OUTPUT = re.compile(r'<span class="c1">(#&gt;.*?)</span>')
-_CLAIM = re.compile(r'<span class="c1">(# Claim: .*?)</span>')
+_CLAIM = re.compile(r'<span class="c1"># Claim: .*?</span>(?:\n<span class="c1"># .*?</span>)*')
 _LINK_WARNING = re.compile(
     r"Doc file '(?P<page>[^']+)' contains an?[\w ]* link(?: to)? '(?P<link>[^']*)'"
 )
@@ -145,7 +145,7 @@ def on_page_content(html, *, page, config, files):
     html = render_formulas(html, refuse)
     _site.characters.update(characters(html))
     html = _OUTPUT.sub(r'<span class="sk-out">\1</span>', html)
-    html = _CLAIM.sub(r'<span class="sk-claimed">\1</span>', html)
+    html = _CLAIM.sub(r'<span class="sk-claimed">\g<0></span>', html)
     # A class keeps Material's script from wrapping tables again when the page is already shown.
     html = html.replace("<table>", '<div class="sk-table"><table class="sk-rows">')
     html = html.replace("</table>", "</table></div>")

@@ -25,10 +25,11 @@ def claims_table(pages: Mapping[str, Built], name: str) -> str:
     for page, built in proved.items():
         link = relpath(page, PurePosixPath(name).parent)
         parts.append(f"## {_title(built.page)}\n")
-        rows = ["| Claim | Evidence | Result |", "| --- | --- | --- |"]
+        rows = ["| Claim | Evidence | Where | Result |", "| --- | --- | --- | --- |"]
         for claim in built.claims:
             said = claim.text.replace("|", "\\|")
-            rows.append(f"| [{said}]({link}#{claim.anchor}) | {_code(claim.evidence)} | holds |")
+            where = f"[line {claim.line}]({link}#{claim.anchor})"
+            rows.append(f"| {said} | {_code(claim.evidence)} | {where} | holds |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts) + "\n"
 
