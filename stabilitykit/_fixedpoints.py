@@ -33,7 +33,7 @@ def limits(lengths: LengthMap, weight: Array, bias: Array, start: Array) -> Arra
             q = w * lengths(q) + b
         inside = (q >= LOW) & (q <= HIGH)
         q[inside] = _Search(lengths, w[inside], b[inside]).run(q[inside])[0]
-        found[falls] = np.where(q < LOW, found[falls], q)
+        found[falls] = np.select([q < LOW, q > HIGH], [found[falls], np.inf], q)
     return found
 
 

@@ -119,8 +119,8 @@ class LengthMap:
 
     @staticmethod
     def nodes(cell: int) -> Array:
-        """The rising logarithms of q at which a cell was sampled."""
-        return CELL * (cell + (np.sort(_NODES) + 1) / 2)
+        """Rising logarithms of q to search: where a cell was sampled, and just inside its ends."""
+        return CELL * (cell + (np.concatenate([[-1 + 1e-9], np.sort(_NODES), [1 - 1e-9]]) + 1) / 2)
 
     def growth(self, q: Array) -> Array:
         """dV/dq; above the cells that of the last one; at 0 its limit where f(0) = 0."""
