@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -84,35 +85,32 @@ def install(python, arguments):
     # Outside the environment: a run that is killed leaves it behind for whoever asks why.
     log = Path(tempfile.gettempdir()) / f"stabilitykit-install-{os.getpid()}.log"
     print("Installing (about two minutes with an empty pip cache)", flush=True)
-    start = shown = time.monotonic()
+    start = time.monotonic()
     live = sys.stdout.isatty()
-    doing = ""
-    with log.open("w", encoding="utf-8") as whole:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            universal_newlines=True,
-            cwd=str(ROOT),
-        )
-        try:
-            for line in process.stdout:
-                whole.write(line)
-                doing = _doing(line) or doing
-                now = time.monotonic()
-                if live:
-                    print(f"\r\x1b[K{now - start:4.0f} s  {doing[:60]}", end="", flush=True)
-                elif now - shown > 15:
-                    shown = now
-                    print(f"{now - start:4.0f} s  {doing[:60]}", flush=True)
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            process.wait()
-            if live:
-                print("\r\x1b[K", end="")
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        universal_newlines=True,
+        cwd=str(ROOT),
+    )
+    doing = [""]
+    reader = threading.Thread(target=_follow, args=(process.stdout, log, doing), daemon=True)
+    reader.start()
+    try:
+        # pip is silent while it downloads, which is when one wonders whether it still runs.
+        while not _ended(process, 1 if live else 15):
+            said = f"{time.monotonic() - start:4.0f} s  {doing[0][:60]}"
+            print(f"\r\x1b[K{said}" if live else said, end="" if live else "\n", flush=True)
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        process.wait()
+        reader.join()
+        if live:
+            print("\r\x1b[K", end="")
     if process.returncode:
         said = log.read_text(encoding="utf-8", errors="replace")
         raise Refused(f"pip failed: {last_error(said)} (its whole output: {log})")
@@ -120,9 +118,23 @@ def install(python, arguments):
     print(f"Installed in {time.monotonic() - start:.0f} s", flush=True)
 
 
-def _doing(line):
-    match = re.match(r"\s*(Collecting|Downloading|Building|Installing)\b(.*)", line)
-    return (match.group(1) + match.group(2).split("(")[0]).strip() if match else None
+def _follow(lines, log, doing):
+    """Keep pip's output in the log, and what it is at in `doing`."""
+    with log.open("w", encoding="utf-8") as whole:
+        for line in lines:
+            whole.write(line)
+            match = re.match(r"\s*(Collecting|Downloading|Building|Installing)\b([^(]*)", line)
+            if match:
+                doing[0] = (match.group(1) + match.group(2)).strip()
+
+
+def _ended(process, seconds):
+    """Whether the process ends within these seconds."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def last_error(output):

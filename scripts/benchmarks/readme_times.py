@@ -46,12 +46,7 @@ def timed(folder: Path, log: Path) -> float:
 
 
 def spoken(seconds: float) -> str:
-    """Whole minutes and seconds.
-
-    Examples:
-        >>> spoken(59.6), spoken(134.2)
-        ('1 min 0 s', '2 min 14 s')
-    """
+    """Whole minutes and seconds, such as 2 min 14 s."""
     whole = round(seconds)
     return f"{whole // 60} min {whole % 60} s"
 
