@@ -1,0 +1,103 @@
+"""Formulas rendered at build time."""
+
+import re
+from html import unescape
+
+import pytest
+
+from scripts.pages.fonts import subset_font
+from scripts.pages.formulas import (
+    FormulaError,
+    characters,
+    fonts,
+    render_bare,
+    render_formula,
+    render_formulas,
+)
+
+
+def refuse(error):
+    raise AssertionError(error)
+
+
+def test_a_formula_is_for_the_eye_and_for_the_ear():
+    html = render_formula(r"\sigma_w^2")
+    assert "<mi>σ</mi><mi>w</mi><mn>2</mn>" in html  # MathML: σ with w below and 2 above
+    assert '<span class="katex-html" aria-hidden="true">' in html
+    assert "katex-display" not in html
+    assert "katex-display" in render_formula(r"\sigma_w^2", display=True)
+
+
+@pytest.mark.parametrize(
+    ("tex", "reason"),
+    [
+        (r"\frac{1}{2", "expected '}'"),
+        (r"\vraiance", r"Undefined control sequence: \\vraiance"),
+        (r"\left( x", r"\\right"),
+        ("a – b", "strict mode"),
+    ],
+)
+def test_a_bad_formula_is_refused_with_its_text(tex, reason):
+    with pytest.raises(FormulaError, match=reason) as refused:
+        render_formula(tex)
+    assert refused.value.tex == tex
+    assert repr(tex) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_formulas_in_a_page_keep_their_places():
+    html = (
+        '<p>If <span class="arithmatex">\\(a &lt; b\\)</span>, then</p>'
+        '<div class="arithmatex">\\[\nx\n= 1\n\\]</div><p>and $5 stays.</p>'
+    )
+    made = render_formulas(html, refuse)
+    first, second = re.findall("(?s)<sk-formula data-search-exclude>(.*?)</sk-formula>", made)
+    assert unescape(re.search("<annotation[^>]*>(.*?)</annotation>", first)[1]) == "a < b"
+    assert "katex-display" in second
+    assert "katex-display" not in first
+    assert made.startswith('<p>If <span class="sk-math">')
+    assert made.endswith("<p>and $5 stays.</p>")
+    assert "arithmatex" not in made
+
+
+def test_every_bad_formula_of_a_page_is_told():
+    html = "".join(
+        f'<span class="arithmatex">\\({tex}\\)</span>' for tex in (r"\x &lt;", "x", r"\y")
+    )
+    refused = []
+    made = render_formulas(html, refused.append)
+    assert [error.tex for error in refused] == [r"\x <", r"\y"]
+    assert r"<code>\x &lt;</code>" in made
+
+
+def test_formulas_in_a_table_of_contents():
+    made = render_bare(r"What is \(\chi\)?", refuse)
+    assert "<mi>χ</mi>" in made
+    assert made.startswith("What is <span")
+    assert made.endswith("?")
+
+
+def test_fonts_and_characters_that_formulas_show():
+    html = render_formulas(r'<p>é</p><span class="arithmatex">\(\chi = 1\)</span>', refuse)
+    assert fonts(html) == ["KaTeX_Main-Regular", "KaTeX_Math-Italic"]
+    assert fonts("<p>text</p>") == []
+    assert {"χ", "=", "1"} <= characters(html)
+    assert "é" not in characters(html)
+
+
+def test_a_subset_font_keeps_its_glyphs_and_is_the_same_every_time(root, tmp_path):
+    from fontTools.ttLib import TTFont
+
+    whole = root / "docs" / "assets" / "katex" / "fonts" / "KaTeX_Math-Italic.woff2"
+    made = []
+    for name in ("a", "b"):
+        path = tmp_path / name
+        path.write_bytes(whole.read_bytes())
+        subset_font(path, "σχ x")
+        made.append(path.read_bytes())
+    assert made[0] == made[1]
+    assert len(made[0]) < len(whole.read_bytes()) / 2
+    before, after = TTFont(whole), TTFont(tmp_path / "a")
+    assert {chr(code) for code in after.getBestCmap()} >= set("σχx")
+    glyph = before.getBestCmap()[ord("σ")]
+    assert after["hmtx"][after.getBestCmap()[ord("σ")]] == before["hmtx"][glyph]
