@@ -1,4 +1,4 @@
-"""The benchmarks' pages are the same program in each format; README's block is found and written."""
+"""The benchmarks' pages are one program in each format; README's block is found and written."""
 
 import json
 import re

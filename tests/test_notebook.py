@@ -214,6 +214,7 @@ class TestNotebook:
         assert "".join(notebook["cells"][0]["source"]).startswith("# A question?\n")
         namespace = {}
         exec(compile(offered["small.py"], "small.py", "exec"), namespace)
+        namespace["plt"].close("all")
         assert namespace["value"] == 0.651347
 
 
