@@ -80,7 +80,8 @@ def clean(html: str, built: Built | None, link: Callable[[str], str] = lambda to
     Returns:
         the cells one below the other; formulas await rendering, in elements of class arithmatex.
     """
-    soup = BeautifulSoup(html, "html.parser")
+    start, end = html.index('<div class="jupyter-wrapper">'), html.index("<!-- jp-Notebook -->")
+    soup = BeautifulSoup(html[start:end], "html.parser")
     blocks = iter(built.page.blocks if built else ())
     parts: list[str] = []
     for cell in soup.select(".jupyter-wrapper .jp-Notebook-cell"):
