@@ -6,6 +6,7 @@ from stabilitykit.curvature import hvp
 from stabilitykit.datasets import Digits, digits, polynomial_regression
 from stabilitykit.descent import Path, descend
 from stabilitykit.gains import Gain, gain, gain_table, second_moment, slope_moment
+from stabilitykit.initialization import lsuv
 from stabilitykit.meanfield import MeanField, critical_weight_var
 from stabilitykit.networks import MLP, Ensemble
 from stabilitykit.roots import Root, newton_root
@@ -32,6 +33,7 @@ __all__ = [
     "gain",
     "gain_table",
     "hvp",
+    "lsuv",
     "newton_root",
     "plots",
     "polynomial_regression",
