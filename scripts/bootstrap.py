@@ -126,6 +126,8 @@ def _follow(lines, log, doing):
             match = re.match(r"\s*(Collecting|Downloading|Building|Installing)\b([^(]*)", line)
             if match:
                 doing[0] = (match.group(1) + match.group(2)).strip()
+            elif line.startswith("WARNING: Retrying"):
+                doing[0] = "Waiting for the package index"
 
 
 def _ended(process, seconds):
@@ -141,11 +143,13 @@ def last_error(output):
     """The line of pip's output that says why it failed."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line[len("ERROR:") :].strip() for line in lines if line.startswith("ERROR:")]
-    found = errors or lines or ["it said nothing"]
-    # What pip writes first is the cause only when it could not reach its index.
-    if "No matching distribution" in found[-1] and "connection" in output.lower():
-        return found[-1] + "; the package index cannot be reached: is there a network?"
-    return found[-1]
+    # When the index was given up on, what pip says of versions is a consequence.
+    given_up = re.search(r"Retry\(total=0.*?(?:\[Errno -?\d+\] )?([\w ]+)[\"')]*: /", output)
+    if given_up:
+        return f"the package index cannot be reached ({given_up.group(1).strip()}): no network?"
+    if errors and errors[-1].startswith("ResolutionImpossible"):
+        return errors[0]
+    return (errors or lines or ["it said nothing"])[-1]
 
 
 def _shown(path):

@@ -49,6 +49,17 @@ def stand_in(folder, name, script):
     return folder / name
 
 
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """What set-up makes of an environment whose Python does not start."""
+    folder = tmp_path_factory.mktemp("environment") / ".venv"
+    (folder / "bin").mkdir(parents=True)
+    stand_in(folder / "bin", "python", "exit 1")
+    (folder / "left-over").touch()
+    bootstrap.create(folder)
+    return folder
+
+
 class TestPython:
     @pytest.mark.parametrize("version", [(3, 8, 18), (3, 10, 13), (2, 7, 18)])
     def test_too_old(self, version):
@@ -86,7 +97,8 @@ class TestPython:
 
 
 class TestInstallation:
-    def test_pips_reason(self, clone):
+    def test_pips_reason(self, clone, environment):
+        shutil.copytree(environment, clone / ".venv", symlinks=True)
         constraints = clone / "constraints.txt"
         constraints.write_text("setuptools<1\n")
         # No index at all: the same as no network, and quick.
@@ -103,13 +115,49 @@ class TestInstallation:
         assert bootstrap.last_error("Killed\n") == "Killed"
         assert bootstrap.last_error("") == "it said nothing"
 
-    def test_no_network(self):
+    @pytest.mark.parametrize(
+        ("broken", "reason"),
+        [
+            (
+                "NewConnectionError('<HTTPConnection object at 0x7f>: Failed to establish a new "
+                "connection: [Errno 111] Connection refused')",
+                "Connection refused",
+            ),
+            (
+                "NameResolutionError(\"<HTTPSConnection object>: Failed to resolve 'host' "
+                '([Errno -3] Temporary failure in name resolution)")',
+                "Temporary failure in name resolution",
+            ),
+        ],
+    )
+    def test_no_network(self, broken, reason):
         said = (
-            "WARNING: Retrying after connection broken by 'NewConnectionError(...)'\n"
-            "ERROR: Could not find a version that satisfies the requirement a\n"
-            "ERROR: No matching distribution found for a\n"
+            f"WARNING: Retrying (Retry(total=0, connect=None)) after connection broken by "
+            f"{broken}: /simple/a/\n"
+            "ERROR: Cannot install stabilitykit because of conflicting dependencies.\n"
+            "ERROR: ResolutionImpossible: for help visit the manual\n"
         )
-        assert bootstrap.last_error(said).endswith("cannot be reached: is there a network?")
+        reached = f"the package index cannot be reached ({reason}): no network?"
+        assert bootstrap.last_error(said) == reached
+
+    def test_versions_that_conflict(self):
+        said = "ERROR: Cannot install a and b.\n\nERROR: ResolutionImpossible: for help\n"
+        assert bootstrap.last_error(said) == "Cannot install a and b."
+
+    def test_no_network_in_earnest(self, clone, environment):
+        """An index that refuses connections, on this machine; pip gives up after one more try."""
+        shutil.copytree(environment, clone / ".venv", symlinks=True)
+        done = make(
+            clone,
+            "site",
+            PIP_INDEX_URL="http://127.0.0.1:9/simple",
+            PIP_EXTRA_INDEX_URL="",
+            PIP_FIND_LINKS="",
+            PIP_RETRIES="1",
+            PIP_CONFIG_FILE=os.devnull,
+        )
+        reason = "the package index cannot be reached (Connection refused): no network?"
+        assert f"Set-up failed: pip failed: {reason}" in done.stderr
 
     def test_interrupted(self, clone):
         """An installation that is killed leaves no stamp, and the next one starts over."""
@@ -145,15 +193,10 @@ class TestInstallation:
         assert make(clone, ".venv/installed").returncode == 0
         assert len((clone / "calls").read_text().splitlines()) == 4
 
-    def test_broken_environment_is_replaced(self, tmp_path):
-        folder = tmp_path / ".venv"
-        (folder / "bin").mkdir(parents=True)
-        stand_in(folder / "bin", "python", "exit 1")
-        (folder / "left-over").touch()
-        python = bootstrap.create(folder)
-        assert not (folder / "left-over").exists()
-        done = subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=True)
-        assert b"pip" in done.stdout
+    def test_broken_environment_is_replaced(self, environment):
+        assert not (environment / "left-over").exists()
+        command = [environment / "bin" / "python", "-m", "pip", "--version"]
+        assert b"pip" in subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def stand_in_python(clone, script):
