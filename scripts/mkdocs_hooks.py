@@ -7,6 +7,7 @@ import logging
 import re
 import shutil
 import sys
+from collections import defaultdict
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path, PurePosixPath
@@ -22,13 +23,15 @@ from mkdocs.utils.meta import get_data
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.pages import Built, PageError, PageErrors, build, downloads, render
-from scripts.pages.claims import claims_table
 from scripts.pages.coverage import coverage_table, read_curriculum
-from scripts.pages.fonts import subset_font
-from scripts.pages.formulas import FormulaError, characters, fonts, render_bare, render_formulas
 from scripts.pages.notebook import clean, execute
 from scripts.pages.parse import CONT
 from scripts.pages.progress import progress
+from scripts.site.claims import claims_table
+from scripts.site.fonts import subset_font
+from scripts.site.formulas import FormulaError, characters, fonts, render_bare, render_formulas
+from scripts.site.lighten import lighten
+from scripts.site.stylesheets import trim, words_of
 
 log = logging.getLogger("mkdocs.stabilitykit")
 
@@ -50,7 +53,7 @@ class _Site:
     docs: Path
     files: dict[str, File] = field(default_factory=dict)
     built: dict[str, Built] = field(default_factory=dict)
-    characters: set[str] = field(default_factory=set)
+    characters: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     errors: list[PageError] = field(default_factory=list)
 
     def name(self, file: File) -> str:
@@ -91,22 +94,28 @@ def on_files(files, config):
         for file in files.documentation_pages()
         if file.src_uri.endswith((".md", ".py")) and file.abs_src_path
     }
-    pages = {name: _site.root / name for name in _site.files}
-    cache = _site.root / ".cache" / "pages"
-    try:
-        with progress(len(pages)) as report:
-            _site.built = build(list(pages.values()), root=_site.root, cache=cache, report=report)
-    except PageErrors as wrong:
-        _site.errors += wrong.errors
-        failed = {error.name for error in wrong.errors}
-        holding = [path for name, path in pages.items() if name not in failed]
-        _site.built = build(holding, root=_site.root, cache=cache)
+    _site.built = _build({name: _site.root / name for name in _site.files})
     for name, built in _site.built.items():
         if name.endswith(".py"):
             # mkdocs-jupyter renders what the engine has run.
             notebook = execute(built, _site.root / ".cache" / "notebooks")
             _site.files[name].abs_src_path = str(notebook)
     return files
+
+
+def _build(pages: dict[str, Path]) -> dict[str, Built]:
+    """Build what can be built; while a site is served, pages may change at any moment."""
+    cache = _site.root / ".cache" / "pages"
+    with progress(len(pages)) as report:
+        while True:
+            try:
+                return build(list(pages.values()), root=_site.root, cache=cache, report=report)
+            except PageErrors as wrong:
+                failed = {error.name for error in wrong.errors}
+                if not failed & pages.keys():
+                    raise
+                _site.errors += wrong.errors
+                pages = {name: path for name, path in pages.items() if name not in failed}
 
 
 def on_page_markdown(markdown, *, page, config, files):
@@ -143,7 +152,8 @@ def on_page_content(html, *, page, config, files):
         _site.refuse(where, line, str(error))
 
     html = render_formulas(html, refuse)
-    _site.characters.update(characters(html))
+    for font, shown in characters(html).items():
+        _site.characters[font] |= shown
     html = _OUTPUT.sub(r'<span class="sk-out">\1</span>', html)
     html = _CLAIM.sub(r'<span class="sk-claimed">\g<0></span>', html)
     # A class keeps Material's script from wrapping tables again when the page is already shown.
@@ -156,7 +166,7 @@ def on_page_content(html, *, page, config, files):
         entry = entries.pop()
         entry.title = render_bare(entry.title, refuse)
         entries += entry.children
-    return html
+    return lighten(html)
 
 
 def on_env(env, *, config, files):
@@ -195,8 +205,7 @@ def on_post_build(*, config) -> None:
             _write(site / _figures(file) / f"{figure.name}.png", figure.png)
     _defer_search(site)
     if not _serving:
-        for font in sorted(site.glob("assets/katex/fonts/*.woff2")):
-            subset_font(font, _site.characters)
+        _trim(site)
 
 
 def _notebook(html: str, page, files) -> str:
@@ -270,6 +279,17 @@ def _defer_search(site: Path) -> None:
         index.write_text(json.dumps(found | {"docs": []}), encoding="utf-8")
         workers[0].replace(workers[0].with_name("material.js"))
         shutil.move(site / "assets" / "search-worker.js", workers[0])
+
+
+def _trim(site: Path) -> None:
+    """Cut fonts and style sheets down to what the site shows."""
+    for font in sorted(site.glob("assets/katex/fonts/*.woff2")):
+        subset_font(font, _site.characters.get(font.stem, _site.characters[""]))
+    words: set[str] = set()
+    for path in [*site.rglob("*.html"), *site.glob("assets/**/*.js")]:
+        words |= words_of(path.read_text(encoding="utf-8"))
+    for path in site.glob("assets/**/*.css"):
+        path.write_text(trim(path.read_text(encoding="utf-8"), words), encoding="utf-8")
 
 
 def _failed(errors: list[PageError]) -> str:

@@ -8,8 +8,7 @@ from html import escape
 from os.path import relpath
 from pathlib import PurePosixPath
 
-from .build import Built
-from .parse import Page
+from scripts.pages import Built, Page
 
 
 def claims_table(pages: Mapping[str, Built], name: str) -> str:

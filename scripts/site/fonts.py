@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from .cache import write_whole
+from scripts.pages.cache import write_whole
 
 
 def subset_font(path: Path, characters: Iterable[str]) -> None:

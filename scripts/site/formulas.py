@@ -19,7 +19,14 @@ _SPAN = re.compile(
     r"\s*\\(?P<open>[(\[])(?P<tex>.*?)\\[)\]]\s*</(?P=tag)>",
     re.S,
 )
-_FORMULA = re.compile(r"<sk-formula.*?</sk-formula>", re.S)
+# What readers see of a formula, its single symbols, and the fonts that only these classes use.
+_VISIBLE = re.compile(r'<span class="katex-html".*?</sk-formula>', re.S)
+_LEAF = re.compile(r'<span class="([^"]*)"[^>]*>([^<]+)</span>')
+_LEAF_FONTS = {
+    "KaTeX_Math-Italic": {"mathnormal"},
+    "KaTeX_AMS-Regular": {"amsrm", "mathbb", "textbb"},
+    "KaTeX_Caligraphic-Regular": {"mathcal"},
+}
 _BARE = re.compile(r"\\\((.+?)\\\)", re.S)
 # Strict: what LaTeX would refuse is refused, since it is most likely a slip. The error is caught
 # in JavaScript, where its message has no stack.
@@ -67,7 +74,8 @@ def render_formula(tex: str, *, display: bool = False) -> str:
     result = json.loads(answer)
     if "error" in result:
         raise FormulaError(tex.strip(), result["error"])
-    return result["html"]
+    # The source is for editors that copy formulas; no reader sees or hears it.
+    return re.sub(r"<annotation.*?</annotation>", "", result["html"])
 
 
 def render_formulas(html: str, refuse: Callable[[FormulaError], None]) -> str:
@@ -99,13 +107,19 @@ def fonts(html: str) -> list[str]:
     return [font for font, sign in shown.items() if sign in html]
 
 
-def characters(html: str) -> set[str]:
-    """The characters that the formulas of a rendered page show."""
-    return {
-        character
-        for formula in _FORMULA.findall(html)
-        for character in unescape(re.sub(r"<[^>]*>", "", formula))
-    }
+def characters(html: str) -> dict[str, set[str]]:
+    """The characters that the formulas of a rendered page show, by the font that shows them.
+
+    Fonts not named share what stands under the empty name.
+    """
+    shown: dict[str, set[str]] = {"": set(), **{font: set() for font in _LEAF_FONTS}}
+    for formula in _VISIBLE.findall(html):
+        shown[""].update(unescape(re.sub(r"<[^>]*>", "", formula)))
+        for classes, text in _LEAF.findall(formula):
+            for font, sign in _LEAF_FONTS.items():
+                if sign & set(classes.split()):
+                    shown[font].update(unescape(text))
+    return shown
 
 
 def _rendered(tex: str, display: bool, refuse: Callable[[FormulaError], None]) -> str:

@@ -1,0 +1,302 @@
+"""The built site in a real browser: every page, light, dark and on a phone."""
+
+import gzip
+import json
+import re
+import threading
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urljoin, urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from bs4 import BeautifulSoup
+from playwright.sync_api import sync_playwright
+
+# Budgets of the site, for a first visit on loopback
+BYTES, PAINT, SHIFT = 150_000, 1000, 0.01
+PHONE = {"width": 390, "height": 844}
+DESK = {"width": 1280, "height": 800}
+_RESOURCES = {
+    "img": "src",
+    "script": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "embed": "src",
+    "object": "data",
+}
+_LOADING_LINKS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "preconnect"}
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="session")
+def address(site_dir):
+    """The site, served."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=site_dir))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser(chromium):
+    """A browser without a memory."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Open a page as a first visitor; yields the tab and what went wrong while it was open."""
+
+    @contextmanager
+    def opened(page, size=DESK, scheme="light"):
+        context = browser.new_context(viewport=size, color_scheme=scheme)
+        tab, problems, responses = context.new_page(), [], []
+
+        def asked(request):
+            if urlsplit(request.url).hostname != "127.0.0.1":
+                problems.append(f"asked another host: {request.url}")
+
+        def answered(response):
+            responses.append(response)
+            if response.status >= 400:
+                problems.append(f"{response.status}: {response.url}")
+
+        tab.on("request", asked)
+        tab.on("response", answered)
+        tab.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
+        tab.on("console", lambda message: problems.append(f"console: {message.text}"))
+        tab.on("pageerror", lambda error: problems.append(f"script: {error}"))
+        tab.goto(urljoin(address, page), wait_until="networkidle")
+        tab.evaluate("document.fonts.ready")
+        yield tab, problems, responses
+        context.close()
+
+    return opened
+
+
+def sources(root):
+    """The pages' addresses by their sources, since parameters are wanted before a site is."""
+    docs = root / "docs"
+    names = (p.relative_to(docs) for p in [*docs.rglob("*.md"), *docs.rglob("*.py")])
+    made = (name.with_suffix("").as_posix() + "/" for name in names if name.parts[0] != "overrides")
+    return sorted(re.sub(r"(^|/)index/$", r"\1", name) for name in made)
+
+
+def pytest_generate_tests(metafunc):
+    """One test a page."""
+    if "page" in metafunc.fixturenames:
+        pages = sources(metafunc.config.rootpath)
+        metafunc.parametrize("page", pages, ids=[page or "start" for page in pages])
+
+
+def test_the_site_has_every_page_and_no_other(site_dir, root):
+    found = (path.relative_to(site_dir).parent.as_posix() for path in site_dir.rglob("index.html"))
+    assert sorted("" if name == "." else f"{name}/" for name in found) == sources(root)
+
+
+# What a page looks like now, as lists of what should not be there.
+LOOK = r"""() => {
+  const all = (query) => [...document.querySelectorAll(query)].filter((e) => e.checkVisibility());
+  const text = document.querySelector("article").cloneNode(true);
+  text.querySelectorAll("pre, code, svg, .katex").forEach((e) => e.remove());
+  const loaded = new Set([...document.fonts].filter((f) => f.status === "loaded")
+    .map((f) => f.family.replaceAll('"', "")));
+  const families = all(".katex-html span").filter((e) => e.textContent.trim() && !e.children.length)
+    .map((e) => getComputedStyle(e).fontFamily.split(",")[0].replaceAll('"', ""));
+  const page = document.documentElement;
+  return {
+    "wider than the window": page.scrollWidth > page.clientWidth ? [page.scrollWidth] : [],
+    "formulas left as source": text.textContent.match(/\$|\\\(|\\\[/g) || [],
+    "formulas without width": all(".katex").filter((e) => e.getBoundingClientRect().width < 1)
+      .map((e) => e.textContent),
+    "formulas in a font that is not there": [...new Set(families)].filter((f) => !loaded.has(f)),
+    "figures too small to see": all(".sk-svg").map((e) => e.getBoundingClientRect())
+      .filter((box) => box.width < 200 || box.height < 100).map((box) => box.width),
+    "figures without a text": [...document.querySelectorAll(".sk-svg")]
+      .filter((e) => !(e.getAttribute("aria-label") || "").trim()).map((e) => e.outerHTML),
+    "scrolling boxes that keys do not reach": all(".sk-plot, .sk-math, .sk-table, pre > code")
+      .filter((e) => e.scrollWidth > e.clientWidth && e.tabIndex < 0).map((e) => e.textContent),
+  };
+}"""
+# A figure is one image, and the visible half of a formula is hidden from assistive technology, so
+# their thousands of elements have nothing to tell.
+AXE = {"exclude": [[".sk-svg > *"], [".katex"]]}
+
+
+def test_a_page_is_whole_in_every_mode(visit, page):
+    with visit(page) as (tab, problems, _):
+        for scheme in ("light", "dark"):
+            tab.emulate_media(color_scheme=scheme)
+            for name, size in (("desk", DESK), ("phone", PHONE)):
+                tab.set_viewport_size(size)
+                tab.evaluate("() => new Promise(requestAnimationFrame)")
+                found = {what: list(seen) for what, seen in tab.evaluate(LOOK).items() if seen}
+                assert found == {}, f"{scheme}, {name}"
+            shown = tab.evaluate("document.body.dataset.mdColorScheme")
+            assert shown == {"light": "default", "dark": "slate"}[scheme]
+            axe = Axe().run(tab, context=AXE)
+            assert axe.violations_count == 0, f"{scheme}: {axe.generate_report()}"
+        assert problems == []
+
+
+MEASURE = """() => new Promise((done) => {
+  const paints = [], shifts = [];
+  new PerformanceObserver((list) => paints.push(...list.getEntries()))
+    .observe({ type: "largest-contentful-paint", buffered: true });
+  new PerformanceObserver((list) => shifts.push(...list.getEntries()))
+    .observe({ type: "layout-shift", buffered: true });
+  setTimeout(() => done([
+    Math.max(...paints.map((e) => e.startTime)),
+    shifts.filter((e) => !e.hadRecentInput).reduce((sum, e) => sum + e.value, 0)]), 100);
+})"""
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_a_first_visit_is_small_fast_and_steady(visit, page, size, record_property):
+    paints = []
+    for _ in range(3):  # the machine is shared: what else it does can only slow a visit down
+        with visit(page, size) as (tab, problems, responses):
+            paint, shift = tab.evaluate(MEASURE)
+            paints.append(paint)
+            total = sum(len(gzip.compress(response.body(), 6)) for response in responses)
+            assert problems == []
+        assert total <= BYTES
+        assert shift <= SHIFT
+        if paint <= PAINT:
+            break
+    record_property("visit", {"page": page, "bytes": total, "paint": paint, "shift": shift})
+    assert min(paints) <= PAINT
+
+
+def test_search_finds_the_gain(visit):
+    with visit("") as (tab, problems, responses):
+        assert not any("search/index.json" in response.url for response in responses)
+        tab.keyboard.press("/")
+        tab.keyboard.type("gain", delay=20)
+        tab.wait_for_selector(".md-search-result__item a[href*='signal/gain']")
+        tab.keyboard.press("ArrowDown")
+        tab.keyboard.press("Enter")
+        tab.wait_for_load_state()
+        assert "gain" in tab.inner_text("article").lower()
+        assert problems == []
+
+
+def test_the_toggle_recolours_a_figure(visit):
+    def colours(tab):
+        return tab.evaluate(
+            """() => {
+              const line = document.querySelector(".sk-svg [style*='--sk-c']");
+              return [getComputedStyle(line).stroke, getComputedStyle(line).fill,
+                getComputedStyle(document.body).backgroundColor];
+            }"""
+        )
+
+    with visit("") as (tab, problems, _):
+        seen = []
+        for _ in range(3):
+            seen.append((tab.evaluate("document.body.dataset.mdColorScheme"), *colours(tab)))
+            tab.click(".md-header__option label:not([hidden])")
+        schemes = {scheme: looks for scheme, *looks in seen}
+        assert schemes.keys() == {"default", "slate"}
+        assert schemes["default"] != schemes["slate"]
+        assert schemes["default"][:2] != schemes["slate"][:2]
+        assert problems == []
+
+
+def test_the_first_key_offers_to_skip_the_navigation(visit):
+    with visit("") as (tab, problems, _):
+        tab.keyboard.press("Tab")
+        assert tab.evaluate("document.activeElement.className") == "md-skip"
+        tab.keyboard.press("Enter")
+        assert problems == []
+
+
+@pytest.fixture(scope="module")
+def soups(site_dir):
+    """Every HTML file of the site, parsed."""
+    return {
+        path.relative_to(site_dir).as_posix(): BeautifulSoup(path.read_text("utf-8"), "html.parser")
+        for path in site_dir.rglob("*.html")
+    }
+
+
+def test_every_link_of_the_site_leads_somewhere(site_dir, soups):
+    anchors = {
+        name: {tag["id"] for tag in soup.select("[id]")}
+        | {t["name"] for t in soup.select("a[name]")}
+        for name, soup in soups.items()
+    }
+    broken = []
+    for name, soup in soups.items():
+        for tag in soup.select("a[href]"):
+            parts = urlsplit(urljoin(f"http://site/{name}", tag["href"]))
+            if parts.hostname != "site" or name == "404.html":
+                continue
+            path = parts.path.lstrip("/")
+            path += "index.html" if path == "" or path.endswith("/") else ""
+            known = anchors.get(path, {parts.fragment})
+            if not (site_dir / path).is_file() or parts.fragment not in known | {""}:
+                broken.append((name, tag["href"]))
+    assert broken == []
+
+
+def test_nothing_is_loaded_from_another_host(site_dir, soups):
+    foreign = []
+
+    def check(name, address):
+        host = urlsplit(urljoin(f"http://site/{name}", address.strip())).hostname
+        if host not in {"site", None}:
+            foreign.append((name, address))
+
+    for name, soup in soups.items():
+        for tag, attribute in _RESOURCES.items():
+            for found in soup.select(f"{tag}[{attribute}]"):
+                check(name, found[attribute])
+        for found in soup.select("link[href]"):
+            if _LOADING_LINKS & set(found.get("rel", ())):
+                check(name, found["href"])
+        for found in soup.select("style, [style]"):
+            for address in _urls(found.get("style") or found.get_text()):
+                check(name, address)
+    for path in site_dir.rglob("*.css"):
+        for address in _urls(path.read_text("utf-8")):
+            check(path.relative_to(site_dir).as_posix(), address)
+    assert foreign == []
+
+
+def _urls(css):
+    urls = re.findall(r"""url\(\s*["']?([^"')]+)""", css)
+    return [url for url in urls if not url.startswith("data:")] + re.findall(
+        r"""@import\s+["']([^"']+)""", css
+    )
+
+
+def test_downloads_are_there_and_compile(site_dir, soups):
+    found = 0
+    for name, soup in soups.items():
+        for tag in soup.select("a[download]"):
+            path = (site_dir / name).parent / tag["href"]
+            text = path.read_text("utf-8")
+            if path.suffix == ".ipynb":
+                cells = json.loads(text)["cells"]
+                text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+            compile(text, str(path), "exec")
+            assert text.strip()
+            found += 1
+    assert found >= 2
+
+
+def test_the_page_for_what_is_not_there_is_ours(site_dir):
+    text = (site_dir / "404.html").read_text("utf-8")
+    assert "site.css" in text
