@@ -17,7 +17,7 @@ from .parse import Claim, Page, parse
 from .problems import PageError, PageErrors
 from .run import Run, run
 
-TIMEOUT = 120.0  # convention: seconds for one page on a machine that does other work; the plan allows 8
+TIMEOUT = 120.0  # convention: seconds for one page on a busy machine; the plan allows 8
 
 Report = Callable[[str, str, float], None]
 
