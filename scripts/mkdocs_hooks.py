@@ -159,6 +159,7 @@ def on_page_content(html, *, page, config, files):
     # A class keeps Material's script from wrapping tables again when the page is already shown.
     html = html.replace("<table>", '<div class="sk-table"><table class="sk-rows">')
     html = html.replace("</table>", "</table></div>")
+    html = lighten(html)
     # The search index would read a figure's tick labels as prose.
     html = html.replace('<svg class="sk-svg"', '<svg data-search-exclude="true" class="sk-svg"')
     entries = list(page.toc)
@@ -166,7 +167,7 @@ def on_page_content(html, *, page, config, files):
         entry = entries.pop()
         entry.title = render_bare(entry.title, refuse)
         entries += entry.children
-    return lighten(html)
+    return html
 
 
 def on_env(env, *, config, files):

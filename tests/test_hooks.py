@@ -123,6 +123,7 @@ def test_a_page_shows_its_figure_claims_outputs_and_formulas(site):
     assert 'aria-label="A line up to one half."' in figure
     assert "<strong>It rises</strong>" in figure
     assert "var(--sk-c0)" in figure
+    assert "DejaVuSans" not in re.sub('href="#.*?"', "", figure)  # the page's figures share glyphs
     assert (
         '<a class="sk-claim" id="claim-1">' in html or '<a id="claim-1" class="sk-claim">' in html
     )

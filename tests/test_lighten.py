@@ -10,6 +10,7 @@ from scripts.site.stylesheets import trim, words_of
 FIGURE = (
     '<svg class="sk-svg" role="img" aria-label="A" viewBox="0 0 9 9" '
     'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    '<defs> <style type="text/css">*{{stroke-linejoin: round}}</style> </defs>'
     '<g id="{0}-axes_1"><g transform="translate(1.25 2.34) scale(0.09 -0.09)"><defs>'
     '<path id="{0}-DejaVuSans-41" d="M 1 2 Q 3 4 5 6 z " transform="scale(0.015625)"/></defs>'
     '<use xlink:href="#{0}-DejaVuSans-41"/></g>'
@@ -30,10 +31,16 @@ def test_figures_of_a_page_share_their_glyphs():
     assert "translate(1.2 2.3) scale(0.09 -0.09)" in made  # a scale is never rounded
     assert 'x="10.3" y="197.4"' in made
     assert "xlink" not in made
+    assert "<style" not in made  # it would hold for the whole page
 
 
 def test_a_page_without_figures_stays_as_it_is():
     assert lighten("<p>text</p>") == "<p>text</p>"
+
+
+def test_code_keeps_the_colours_that_it_has():
+    code = '<span class="k">for</span><span class="w"> </span><span class="n">x</span>'
+    assert lighten(code) == '<span class="k">for</span> x'
 
 
 def absolute(path):

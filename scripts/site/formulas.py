@@ -23,9 +23,13 @@ _SPAN = re.compile(
 _VISIBLE = re.compile(r'<span class="katex-html".*?</sk-formula>', re.S)
 _LEAF = re.compile(r'<span class="([^"]*)"[^>]*>([^<]+)</span>')
 _LEAF_FONTS = {
-    "KaTeX_Math-Italic": {"mathnormal"},
     "KaTeX_AMS-Regular": {"amsrm", "mathbb", "textbb"},
     "KaTeX_Caligraphic-Regular": {"mathcal"},
+    "KaTeX_Main-Bold": {"mathbf", "textbf"},
+    "KaTeX_Main-Italic": {"mathit", "textit"},
+    "KaTeX_Math-BoldItalic": {"boldsymbol"},
+    "KaTeX_Math-Italic": {"mathnormal"},
+    "KaTeX_Typewriter-Regular": {"mathtt", "texttt"},
 }
 _BARE = re.compile(r"\\\((.+?)\\\)", re.S)
 # Strict: what LaTeX would refuse is refused, since it is most likely a slip. The error is caught
@@ -112,13 +116,17 @@ def characters(html: str) -> dict[str, set[str]]:
 
     Fonts not named share what stands under the empty name.
     """
-    shown: dict[str, set[str]] = {"": set(), **{font: set() for font in _LEAF_FONTS}}
+    shown: dict[str, set[str]] = {font: set() for font in ("", *_LEAF_FONTS)}
+
+    def note(leaf: re.Match[str]) -> str:
+        classes, text = set(leaf[1].split()), unescape(leaf[2])
+        own = [font for font, signs in _LEAF_FONTS.items() if signs & classes]
+        for font in own:
+            shown[font].update(text)
+        return "" if own else text
+
     for formula in _VISIBLE.findall(html):
-        shown[""].update(unescape(re.sub(r"<[^>]*>", "", formula)))
-        for classes, text in _LEAF.findall(formula):
-            for font, sign in _LEAF_FONTS.items():
-                if sign & set(classes.split()):
-                    shown[font].update(unescape(text))
+        shown[""].update(unescape(re.sub(r"<[^>]*>", "", _LEAF.sub(note, formula))))
     return shown
 
 
