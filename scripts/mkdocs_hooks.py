@@ -159,6 +159,7 @@ def on_page_content(html, *, page, config, files):
     # A class keeps Material's script from wrapping tables again when the page is already shown.
     html = html.replace("<table>", '<div class="sk-table"><table class="sk-rows">')
     html = html.replace("</table>", "</table></div>")
+    html = re.sub(r"<th([^>]*)></th>", r"<td\1></td>", html)  # a corner is no header
     html = lighten(html)
     # The search index would read a figure's tick labels as prose.
     html = html.replace('<svg class="sk-svg"', '<svg data-search-exclude="true" class="sk-svg"')
@@ -192,6 +193,12 @@ def on_page_context(context, *, page, config, nav):
         context["figure"] = {"url": urljoin(config.site_url or "", path), "alt": figure.alt}
     context["fonts"] = fonts(page.content)
     return context
+
+
+def on_post_page(output, *, page, config):
+    """Name the dialog that Material leaves without a name."""
+    search = '<div class="md-search" data-md-component="search" role="dialog"'
+    return output.replace(search, f'{search} aria-label="Search"')
 
 
 def on_post_build(*, config) -> None:
