@@ -296,8 +296,11 @@ def _trim(site: Path) -> None:
     words: set[str] = set()
     for path in [*site.rglob("*.html"), *site.glob("assets/**/*.js")]:
         words |= words_of(path.read_text(encoding="utf-8"))
-    for path in site.glob("assets/**/*.css"):
-        path.write_text(trim(path.read_text(encoding="utf-8"), words), encoding="utf-8")
+    sheets = {path: path.read_text(encoding="utf-8") for path in site.glob("assets/**/*.css")}
+    # One sheet sets the colours that another uses.
+    words |= {name for css in sheets.values() for name in re.findall(r"var\(\s*(--[\w-]+)", css)}
+    for path, css in sheets.items():
+        path.write_text(trim(css, words), encoding="utf-8")
 
 
 def _failed(errors: list[PageError]) -> str:
