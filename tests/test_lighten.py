@@ -92,7 +92,8 @@ def test_short_paths(path, made):
     assert relative(path) == made
 
 
-CSS = """@charset "utf-8";/* a } */.a{color:red}.b,.a .c{top:0}.d:not(.x)>.a{left:0}
+CSS = """@charset "utf-8";/* a } */.a{color:red}/* .b, it's */.a{color:blue}
+.b,.a .c{top:0}.d:not(.x)>.a{left:0}
 @media print{.b{top:1px}.a{top:2px}}@media screen{.b{top:0}}
 @font-face{font-family:F;src:url(f.woff2)}[class~="z"] p{background:url("data:,};{")}
 :root{--used:1;--chain:var(--deep);--deep:2;--unused:var(--gone);--gone:3}.a{top:var(--used)}"""
@@ -102,7 +103,7 @@ def test_rules_for_unknown_classes_go():
     made = trim(CSS, {"a"})
     for kept in (
         '@charset "utf-8";',
-        ".a{color:red}",
+        ".a{color:red}.a{color:blue}",
         "@media print{.a{top:2px}}",
         "@font-face{font-family:F;src:url(f.woff2)}",
         '[class~="z"] p{background:url("data:,};{")}',

@@ -7,3 +7,19 @@ const observer = new ResizeObserver((entries) => {
   }
 });
 boxes.forEach((box) => observer.observe(box));
+
+// Copying takes the code without the outputs printed below it.
+for (const pre of document.querySelectorAll(".highlight pre")) {
+  const button = document.createElement("button");
+  button.className = "sk-copy";
+  button.type = "button";
+  button.textContent = "Copy";
+  button.ariaLabel = "Copy this code";
+  button.addEventListener("click", async () => {
+    const lines = pre.querySelector("code").textContent.split("\n");
+    await navigator.clipboard.writeText(lines.filter((line) => !line.startsWith("#>")).join("\n"));
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  });
+  pre.append(button);
+}

@@ -17,6 +17,7 @@ def trim(css: str, words: Set[str]) -> str:
         css: the style sheet.
         words: every word that a class could be, from the site's HTML and scripts.
     """
+    css = _TOKEN.sub(lambda token: "" if token[0].startswith("/*") else token[0], css)
     kept = _rules(css, words)
     while True:
         used = set(re.findall(r"var\(\s*(--[\w-]+)", kept)) | words
