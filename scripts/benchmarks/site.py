@@ -1,8 +1,9 @@
 """Time to build the same pages by our engine, by mkdocs-jupyter and by markdown-exec.
 
-Three builds of each: from nothing, again with nothing changed, and with one page changed. The
-tools take turns in every round, and every build is checked for what its blocks print and draw. A
-build of the same text without code tells what MkDocs itself takes. Run from the repository root:
+Three builds of each: from nothing, again with nothing changed, and with one page changed; and what
+an author waits for under `mkdocs serve`, from saving a page, not the first one, to seeing it. The
+tools take turns in every round, and every build is checked for what its blocks print and draw. The
+same text without code tells what MkDocs itself takes. Run from the repository root:
 
     python -m scripts.benchmarks.site
 """
@@ -10,14 +11,17 @@ build of the same text without code tells what MkDocs itself takes. Run from the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +33,8 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
-STATES = ("cold", "warm", "one page")
+STATES = ("cold", "warm", "one page", "served")
+PATIENCE = 180.0  # seconds until a server that shows no change is given up
 DRAWINGS = 2  # a page
 
 SETUP = """\
@@ -169,14 +174,11 @@ class Site:
 
     def build(self) -> float:
         """Seconds of one build, checked for what every page printed and drew."""
-        # The plugin's kernels choose their own backend.
-        environment = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
-        environment["NO_MKDOCS_2_WARNING"] = "1"
         start = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-m", "mkdocs", "build"],
             cwd=self.folder,
-            env=environment,
+            env=environment(),
             capture_output=True,
             text=True,
         )
@@ -187,14 +189,61 @@ class Site:
             )
         for page in range(self.pages):
             html = (self.folder / "site" / f"page{page}" / "index.html").read_text()
-            text = re.sub(r"<[^>]*>", "", html)
-            for n in range(DRAWINGS) if self.tool.drawing else ():
-                line = f"{said(page, self.edits[page], n)} torch.Size([256, 200])"
-                if line not in text:
-                    raise SystemExit(f"{self.tool.name}: page {page} does not print {line!r}")
-            if html.count(self.tool.drawing) < DRAWINGS:
-                raise SystemExit(f"{self.tool.name}: page {page} lacks a drawing")
+            if missing := self.missing(page, html):
+                raise SystemExit(f"{self.tool.name}: page {page} lacks {missing!r}")
         return seconds
+
+    def missing(self, page: int, html: str) -> str | None:
+        """What a page should show and does not."""
+        text = re.sub(r"<[^>]*>", "", html)
+        expected = [f"Page {page}, edit {self.edits[page]}"]
+        if self.tool.drawing:
+            lines = (said(page, self.edits[page], n) for n in range(DRAWINGS))
+            expected = [f"{line} torch.Size([256, 200])" for line in lines]
+            if html.count(self.tool.drawing) < DRAWINGS:
+                return "a drawing"
+        return next((line for line in expected if line not in text), None)
+
+    def serve(self) -> float:
+        """Seconds from saving a page to seeing it, the second time that a server sees it change."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "mkdocs", "serve", "--livereload"]
+        server = subprocess.Popen(
+            [*command, "--dev-addr", f"127.0.0.1:{port}"],
+            cwd=self.folder,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            self.wait(port)
+            self.edit(0)
+            self.wait(port)
+            self.edit(0)
+            return self.wait(port)
+        finally:
+            server.terminate()
+            server.wait()
+
+    def wait(self, port: int) -> float:
+        """Seconds until the server shows the first page as it is."""
+        start = time.perf_counter()
+        while time.perf_counter() - start < PATIENCE:
+            with contextlib.suppress(OSError):
+                url = f"http://127.0.0.1:{port}/page0/"
+                html = urllib.request.urlopen(url, timeout=PATIENCE).read().decode()
+                if not self.missing(0, html):
+                    return time.perf_counter() - start
+            time.sleep(0.05)
+        raise SystemExit(f"{self.tool.name}: the server shows no change")
+
+
+def environment() -> dict[str, str]:
+    """For the builds: the plugin's kernels choose their own backend."""
+    kept = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
+    return kept | {"NO_MKDOCS_2_WARNING": "1"}
 
 
 def measure(tools: tuple[Tool, ...], pages: int, rounds: int, console: Console) -> dict:
@@ -213,6 +262,7 @@ def measure(tools: tuple[Tool, ...], pages: int, rounds: int, console: Console) 
                 seconds[site.tool.name]["warm"].append(site.build())
                 site.edit(turn % pages)
                 seconds[site.tool.name]["one page"].append(site.build())
+                seconds[site.tool.name]["served"].append(site.serve())
     return seconds
 
 
