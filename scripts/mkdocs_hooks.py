@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
@@ -195,12 +194,6 @@ def on_page_context(context, *, page, config, nav):
     return context
 
 
-def on_post_page(output, *, page, config):
-    """Name the dialog that Material leaves without a name."""
-    search = '<div class="md-search" data-md-component="search" role="dialog"'
-    return output.replace(search, f'{search} aria-label="Search"')
-
-
 def on_post_build(*, config) -> None:
     """Write what pages offer beside their text; keep what few readers need out of first visits."""
     site = Path(config.site_dir)
@@ -211,7 +204,7 @@ def on_post_build(*, config) -> None:
         for figure in built.figures:
             _write(site / _figures(file) / f"{figure.name}.svg", figure.svg)
             _write(site / _figures(file) / f"{figure.name}.png", figure.png)
-    _defer_search(site)
+    shutil.rmtree(site / "assets" / "javascripts")  # Material's, which no page loads
     if not _serving:
         _trim(site)
 
@@ -275,18 +268,6 @@ def _figures(file) -> str:
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-
-
-def _defer_search(site: Path) -> None:
-    """Put a small worker in front of Material's, which loads it and the index when asked."""
-    index = site / "search" / "search_index.json"
-    workers = list(site.glob("assets/javascripts/workers/search.*.min.js"))
-    if index.exists() and len(workers) == 1:
-        found = json.loads(index.read_text(encoding="utf-8"))
-        index.replace(index.with_name("index.json"))
-        index.write_text(json.dumps(found | {"docs": []}), encoding="utf-8")
-        workers[0].replace(workers[0].with_name("material.js"))
-        shutil.move(site / "assets" / "search-worker.js", workers[0])
 
 
 def _trim(site: Path) -> None:

@@ -167,17 +167,18 @@ def test_claims_stand_on_one_page_with_their_evidence(site):
     assert "holds" in row
 
 
-def test_a_visit_without_search_loads_an_empty_index(site):
-    assert json.loads((site / "search" / "search_index.json").read_text())["docs"] == []
-    docs = json.loads((site / "search" / "index.json").read_text())["docs"]
+def test_the_search_index_holds_what_readers_read(site):
+    docs = json.loads((site / "search" / "search_index.json").read_text())["docs"]
     page = next(doc for doc in docs if doc["location"] == "room/page/")
     assert "and <code>0.5</code>, and a sum" in page["text"]
     assert "tick" not in re.sub("<pre>.*?</pre>", "", page["text"], flags=re.S)  # no axis labels
     assert "σ" not in page["text"]  # nor the three spellings of a formula
-    workers = site / "assets" / "javascripts" / "workers"
-    stub = next(workers.glob("search.*.min.js")).read_text()
-    assert 'importScripts("material.js")' in stub
-    assert (workers / "material.js").stat().st_size > 10 * len(stub)
+
+
+def test_the_site_has_one_small_script(site):
+    html = (site / "room" / "page" / "index.html").read_text()
+    assert re.findall(r'<script[^>]* src="([^"]*)"', html) == ["../../assets/site.js"]
+    assert [path.name for path in site.rglob("*.js")] == ["site.js"]
 
 
 def test_the_navigation_holds_what_is_written(site):

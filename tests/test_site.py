@@ -60,7 +60,7 @@ def visit(browser, address):
 
     @contextmanager
     def opened(page, size=DESK, scheme="light"):
-        context = browser.new_context(viewport=size, color_scheme=scheme)
+        context = browser.new_context(viewport=size, color_scheme=scheme, reduced_motion="reduce")
         tab, problems, responses = context.new_page(), [], []
 
         def asked(request):
@@ -140,7 +140,7 @@ def test_a_page_is_whole_in_every_mode(visit, page):
             tab.emulate_media(color_scheme=scheme)
             for name, size in (("desk", DESK), ("phone", PHONE)):
                 tab.set_viewport_size(size)
-                tab.evaluate("() => new Promise(requestAnimationFrame)")
+                tab.evaluate("() => new Promise((done) => setTimeout(done, 100))")
                 found = {what: list(seen) for what, seen in tab.evaluate(LOOK).items() if seen}
                 assert found == {}, f"{scheme}, {name}"
             shown = tab.evaluate("document.body.dataset.mdColorScheme")
@@ -176,36 +176,87 @@ def test_a_first_visit_is_small_and_steady(visit, page, size, record_property):
 
 def test_search_finds_the_gain(visit):
     with visit("") as (tab, problems, responses):
-        assert not any("search/index.json" in response.url for response in responses)
+        assert not any("search_index.json" in response.url for response in responses)
         tab.keyboard.press("/")
-        tab.keyboard.type("gain", delay=20)
-        tab.wait_for_selector(".md-search-result__item a[href*='signal/gain']")
+        tab.keyboard.type("gain")
+        tab.wait_for_selector(".sk-search li a[href*='signal/gain/']")
+        assert tab.inner_text(".sk-search [role=status]").endswith("found")
+        axe = Axe().run(tab)
+        assert axe.violations_count == 0, axe.generate_report()
         tab.keyboard.press("ArrowDown")
         tab.keyboard.press("Enter")
-        tab.wait_for_load_state()
+        tab.wait_for_url("**/*gain*/**")
         assert "gain" in tab.inner_text("article").lower()
         assert problems == []
 
 
-def test_the_toggle_recolours_a_figure(visit):
-    def colours(tab):
-        return tab.evaluate(
-            """() => {
-              const line = document.querySelector(".sk-svg [style*='--sk-c']");
-              return [getComputedStyle(line).stroke, getComputedStyle(line).fill,
-                getComputedStyle(document.body).backgroundColor];
-            }"""
-        )
-
+def test_search_says_when_there_is_nothing(visit):
     with visit("") as (tab, problems, _):
-        seen = []
-        for _ in range(3):
-            seen.append((tab.evaluate("document.body.dataset.mdColorScheme"), *colours(tab)))
-            tab.click(".md-header__option label:not([hidden])")
-        schemes = {scheme: looks for scheme, *looks in seen}
-        assert schemes.keys() == {"default", "slate"}
-        assert schemes["default"] != schemes["slate"]
-        assert schemes["default"][:2] != schemes["slate"][:2]
+        tab.click(".sk-find")
+        tab.keyboard.type("xyzzy <b>")
+        tab.wait_for_function(
+            "document.querySelector('.sk-search [role=status]').textContent === 'Nothing found'"
+        )
+        tab.keyboard.press("Escape")
+        assert not tab.is_visible(".sk-search")
+        assert problems == []
+
+
+LOOKS = """() => {
+  const line = document.querySelector(".sk-svg [style*='--sk-c']");
+  return [document.body.dataset.mdColorScheme, getComputedStyle(line).stroke,
+    getComputedStyle(document.body).backgroundColor];
+}"""
+
+
+@pytest.mark.parametrize("system", ["light", "dark"])
+def test_the_toggle_recolours_the_page_and_its_figures(visit, system):
+    with visit("", scheme=system) as (tab, problems, _):
+        before = tab.evaluate(LOOKS)
+        assert before[0] == {"light": "default", "dark": "slate"}[system]
+        tab.click(".sk-theme")
+        after = tab.evaluate(LOOKS)
+        assert all(one != other for one, other in zip(before, after, strict=True))
+        tab.reload()
+        assert tab.evaluate(LOOKS) == after  # the choice is kept
+        tab.click(".sk-theme")
+        assert tab.evaluate(LOOKS) == before
+        # Back at what the system says, the page follows the system again.
+        tab.emulate_media(color_scheme="dark" if system == "light" else "light")
+        assert tab.evaluate(LOOKS) == after
+        assert problems == []
+
+
+def test_the_navigation_opens_on_a_phone_by_key(visit):
+    with visit("", PHONE) as (tab, problems, _):
+        tab.focus("label[for=__drawer][role=button]")
+        tab.keyboard.press("Enter")
+        tab.wait_for_function(
+            "document.querySelector('.md-sidebar--primary').getBoundingClientRect().x >= 0"
+        )
+        assert problems == []
+
+
+def test_copying_leaves_the_outputs_out(visit):
+    with visit("") as (tab, problems, _):
+        tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        block = tab.locator(".highlight", has_text="#>").first
+        block.hover()
+        block.locator(".sk-copy").click()
+        tab.wait_for_selector("text=Copied")
+        copied = tab.evaluate("navigator.clipboard.readText()")
+        assert "import" in copied
+        assert "#>" not in copied
+        assert problems == []
+
+
+def test_the_contents_show_what_is_being_read(visit):
+    with visit("signal/gain/") as (tab, problems, _):
+        heading = tab.locator("article h2").nth(2)
+        heading.evaluate("(e) => scrollTo(0, e.getBoundingClientRect().top + scrollY - 80)")
+        name = heading.get_attribute("id")
+        tab.wait_for_selector(f".md-sidebar--secondary a.md-nav__link--active[href='#{name}']")
+        assert tab.locator(".md-sidebar--secondary a.md-nav__link--active").count() == 1
         assert problems == []
 
 
