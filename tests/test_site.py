@@ -229,7 +229,7 @@ def test_the_toggle_recolours_the_page_and_its_figures(visit, system):
 
 def test_the_navigation_opens_on_a_phone_by_key(visit):
     with visit("", PHONE) as (tab, problems, _):
-        tab.focus("label[for=__drawer][role=button]")
+        tab.focus("button[for=__drawer]")
         tab.keyboard.press("Enter")
         tab.wait_for_function(
             "document.querySelector('.md-sidebar--primary').getBoundingClientRect().x >= 0"
