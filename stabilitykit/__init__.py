@@ -9,6 +9,7 @@ from stabilitykit.gains import Gain, gain, gain_table, second_moment, slope_mome
 from stabilitykit.initialization import lsuv
 from stabilitykit.meanfield import MeanField, critical_weight_var
 from stabilitykit.networks import MLP, Ensemble
+from stabilitykit.probe import NonFinite, ParameterRecord, Probe, Record
 from stabilitykit.roots import Root, newton_root
 from stabilitykit.signals import SignalProfile, signal_profile
 from stabilitykit.tracking import write_curves
@@ -23,7 +24,11 @@ __all__ = [
     "Gain",
     "History",
     "MeanField",
+    "NonFinite",
+    "ParameterRecord",
     "Path",
+    "Probe",
+    "Record",
     "Root",
     "SignalProfile",
     "critical_weight_var",

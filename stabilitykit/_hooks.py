@@ -1,0 +1,277 @@
+"""Hooks that see each layer's output and gradient, and leave nothing behind."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from stabilitykit._flatness import ACTIVATIONS, LAYOUTS, MODULES, argument, flat, units_dimension
+from stabilitykit._ledger import Ledger, Written, has_values
+from stabilitykit._quiet import Quiet, in_backward, plain, tensors
+
+
+@dataclass
+class Call:
+    """One call of a layer, as places in the ledger."""
+
+    layer: str
+    kind: str
+    call: int
+    shape: tuple[int, ...]
+    output: Written
+    saturated: int = -1
+    dead: int = -1
+    gradient: Written | None = None
+    order: int = 0  # in which the gradients came
+
+
+@dataclass
+class _Frame:
+    module: nn.Module
+    name: str
+    leaf: bool
+    flatness: tuple[int, int] = (-1, -1)
+
+
+@dataclass
+class Step:
+    """What is seen between two of the optimiser's steps."""
+
+    calls: list[Call] = field(default_factory=list)
+    inputs: list[tuple[str, int, Written]] = field(default_factory=list)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    without_graph: defaultdict[tuple[str, str], list[Call]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    again: defaultdict[tuple[str, str], list[list[Call]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    gradients: int = 0
+    started: bool = False
+
+
+class _Watch(TorchFunctionMode):
+    """Sees the functional activations, which no module hook does."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        super().__init__()
+        self.hooks = hooks
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in ACTIVATIONS:
+            return self.hooks.activation(func, args, kwargs)
+        layout = LAYOUTS.get(func)
+        if layout is not None:
+            self.hooks.channels_first = layout
+        return func(*args, **kwargs)
+
+
+class Hooks:
+    """Writes what passes through a model into a ledger while attached.
+
+    Args:
+        model: whose modules are watched.
+        ledger: where the numbers go.
+        on_gradient: called at the first gradient of each backward pass.
+        skip_evaluation: whether forwards without gradients in eval mode are left out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ledger: Ledger,
+        on_gradient: Callable[[], None],
+        skip_evaluation: bool,
+    ) -> None:
+        self.model, self.ledger = model, ledger
+        self.on_gradient, self.skip_evaluation = on_gradient, skip_evaluation
+        self.on_call: Callable[[], None] = lambda: None
+        self.step = Step()
+        self.channels_first: bool | None = None
+        self._handles: list[Any] = []
+        self._tensor_handles: list[Any] = []
+        self._stack: list[_Frame] = []
+        self._watch: _Watch | None = None
+        self._stance: Any = None
+
+    @property
+    def attached(self) -> bool:
+        return bool(self._handles)
+
+    def attach(self) -> None:
+        """Watch every module; modules that torch.compile made run eagerly meanwhile."""
+        if self._handles:
+            return
+        if "torch._dynamo" in sys.modules:  # its import takes seconds
+            self._stance = torch.compiler.set_stance("force_eager")
+        for name, module in self.model.named_modules():
+            if "parametrizations" in name.split("."):
+                continue
+            children = [n for n, child in module.named_children() if n != "parametrizations"]
+            frame = _Frame(module, name, not children or isinstance(module, nn.MultiheadAttention))
+            self._handles += [
+                module.register_forward_pre_hook(partial(self._enter, frame), with_kwargs=True),
+                module.register_forward_hook(partial(self._leave, frame), always_call=True),
+            ]
+
+    def detach(self) -> None:
+        """Remove every hook, also those on tensors, also in the middle of a forward pass."""
+        self.fresh()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._stack.clear()
+        self._unwatch()
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
+
+    def fresh(self) -> None:
+        """Start a new step; gradients of the old one no longer count."""
+        self.step = Step()
+        for handle in self._tensor_handles:
+            handle.remove()
+        self._tensor_handles.clear()
+
+    # The hooks. What they return would replace the module's output: they return nothing.
+
+    def enter_root(self, args: Any, kwargs: Any) -> None:
+        """For hooks that were attached when the root's own call had begun."""
+        self._enter(
+            _Frame(self.model, "", not list(self.model.children())), self.model, args, kwargs
+        )
+
+    def _enter(self, frame: _Frame, _: nn.Module, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if not self._stack and not self._begin(frame, args, kwargs):
+            return
+        self._stack.append(_Frame(frame.module, frame.name, frame.leaf))
+
+    def _begin(self, frame: _Frame, args: Any, kwargs: Any) -> bool:
+        """At a call from outside; whether it counts."""
+        if self._idle():
+            return False
+        if not in_backward():
+            if frame.module is self.model:
+                self.on_call()
+                if not self.attached:
+                    return False
+            self.step.started = True
+            call = sum(place[0] == frame.name for place in self.step.inputs)
+            for tensor in tensors((args, kwargs)):
+                with Quiet():
+                    written = self.ledger.moments(plain(tensor))
+                self.step.inputs.append((frame.name, call, written))
+        elif not self.step.without_graph:
+            return False
+        self.channels_first = None
+        self._watch = _Watch(self)
+        self._watch.__enter__()
+        return True
+
+    def _leave(self, frame: _Frame, module: nn.Module, _: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if not any(f.module is module for f in self._stack):
+            return  # not counted, or an earlier hook raised before `_enter`
+        while self._stack:
+            top = self._stack.pop()
+            if top.module is module:
+                break
+        try:
+            if top.leaf and output is not None:
+                self._record(top.name, type(module).__name__.lower(), output, top.flatness)
+        finally:
+            if not self._stack:
+                self._unwatch()
+
+    def activation(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Run a functional activation; its module, if it has one of its own, makes the record."""
+        frame = self._stack[-1] if self._stack else None
+        z = args[0] if args else kwargs.get("input")
+        if frame is None or not has_values(z):
+            return function(*args, **kwargs)
+        flatness = self._flatness(function, args, kwargs)  # now: it may work in place
+        output = function(*args, **kwargs)
+        if frame.leaf and isinstance(frame.module, MODULES):
+            frame.flatness = flatness
+        else:
+            self._record(frame.name, ACTIVATIONS[function], output, flatness)
+        return output
+
+    def _flatness(self, function: Any, args: Any, kwargs: Any) -> tuple[int, int]:
+        if in_backward():
+            return -1, -1
+        with Quiet():
+            args = tuple(plain(a) if isinstance(a, Tensor) else a for a in args)
+            kwargs = {k: plain(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+            intervals = flat(function, args, kwargs)
+            if intervals is None:
+                return -1, -1
+            z = argument(function, args, kwargs)
+            dimension = units_dimension(z.shape, self.channels_first)
+            return self.ledger.saturation(z, intervals), self.ledger.dead(z, intervals, dimension)
+
+    def _record(self, layer: str, kind: str, output: Any, flatness: tuple[int, int]) -> None:
+        tensor = next(tensors(output), None)
+        if tensor is None:
+            return
+        step, key = self.step, (layer, kind)
+        if in_backward():  # a checkpoint computes its part again
+            if key in step.without_graph and tensor.requires_grad:
+                box: list[Call] = []
+                step.again[key].append(box)
+                self._hook(tensor, step, box)
+            return
+        with Quiet():
+            inner = plain(tensor)
+            written = self.ledger.moments(inner)
+        call = Call(layer, kind, step.counts[key], tuple(inner.shape), written, *flatness)
+        step.counts[key] += 1
+        step.calls.append(call)
+        if tensor.requires_grad:
+            self._hook(tensor, step, [call])
+        else:
+            step.without_graph[key].append(call)
+
+    def _hook(self, tensor: Tensor, step: Step, box: list[Call]) -> None:
+        # On the tensor: full backward hooks of modules raise with in-place activations.
+        handle = tensor.register_hook(partial(self._gradient, step, box))
+        self._tensor_handles.append(handle)
+
+    def _gradient(self, step: Step, box: list[Call], gradient: Tensor) -> None:
+        if step is not self.step:
+            return
+        self.on_gradient()
+        for key, boxes in step.again.items():  # the calls computed again are the last ones
+            calls = step.without_graph[key]
+            for again, call in zip(boxes, calls[-len(boxes) :], strict=False):
+                again.append(call)
+            del calls[-len(boxes) :]
+        step.again.clear()
+        if box and has_values(gradient):
+            with Quiet():
+                box[0].gradient = self.ledger.moments(plain(gradient))
+            step.gradients += 1
+            box[0].order = step.gradients
+
+    def _idle(self) -> bool:
+        if torch._C._get_tracing_state() is not None:
+            return True
+        training = torch.is_grad_enabled() or self.model.training
+        return self.skip_evaluation and not training
+
+    def _unwatch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.__exit__(None, None, None)

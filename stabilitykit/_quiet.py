@@ -1,0 +1,60 @@
+"""Looking at tensors in the middle of a pass without taking part in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+from stabilitykit._ledger import has_values
+from stabilitykit._parameters import local
+
+
+def in_backward() -> bool:
+    """Whether autograd is at work, so that a forward pass is a checkpoint's second one."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The values under the wrappers of torch.func, or this process's part of a sharded tensor."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return local(tensor)[0]
+
+
+class Quiet:
+    """Without autograd, modes, and the transforms of torch.func, whose results die with them."""
+
+    def __enter__(self) -> None:
+        self._stack = ExitStack()
+        self._grad = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        self._stack.enter_context(torch._C.DisableTorchFunction())
+        if _functorch.peek_interpreter_stack() is not None:
+            self._stack.enter_context(temporarily_clear_interpreter_stack())
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        torch._C._set_grad_enabled(self._grad)
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Tensors with values in nested tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(value, Tensor):
+        if has_values(value):
+            yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for each in fields(value):
+            yield from tensors(getattr(value, each.name))

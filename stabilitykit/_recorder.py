@@ -1,0 +1,220 @@
+"""Which steps are recorded, when one ends, and what is then read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from stabilitykit._hooks import Hooks
+from stabilitykit._ledger import Ledger
+from stabilitykit._parameters import ParameterMeter
+from stabilitykit._quiet import in_backward
+from stabilitykit._records import NonFinite, ParameterRecord, Record, scalars
+
+
+class Recorder:
+    """Counts steps, attaches the hooks in those that are due, and turns them into records."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        every: int,
+        mode: str,
+        callback: Callable[[dict[str, float], int], Any] | None,
+        scaler: Any,
+    ) -> None:
+        self.model, self.optimizer, self.every = model, optimizer, every
+        self.callback, self.scaler = callback, scaler
+        self.ledger = Ledger(mode)
+        self.meter = ParameterMeter(model, self.ledger)
+        self.hooks = Hooks(model, self.ledger, self._on_gradient, optimizer is not None)
+        self.hooks.on_call = self._on_call
+        self.records: list[Record] = []
+        self.parameters: list[ParameterRecord] = []
+        self.first_nonfinite: NonFinite | None = None
+        self.step = 0
+        self._running = False
+        self._handles: list[Any] = []
+        self._backward = -1  # autograd's number of the last backward pass
+        self._scale: int | None = None
+        self._unused = False  # whether a step began and no call of the model was in it
+        self._gradients = 0
+
+    def start(self) -> None:
+        if self._running:
+            raise RuntimeError("the probe is already running; leave its with block first")
+        self._running = True
+        if self.optimizer is None:
+            self._handles.append(
+                self.model.register_forward_pre_hook(self._before_call, with_kwargs=True)
+            )
+        else:
+            self._handles += [
+                self.optimizer.register_step_pre_hook(self._before_update),
+                self.optimizer.register_step_post_hook(self._after_update),
+            ]
+        self._begin()
+
+    def stop(self) -> None:
+        """Remove everything; what was not read is lost."""
+        self._running = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.hooks.detach()
+        self._clear()
+
+    def finish(self, failed: bool) -> None:
+        """Read what the last step left, then remove everything."""
+        try:
+            if self._running and self.hooks.step.started:
+                self._close(collective=not failed)
+        finally:
+            self.stop()
+
+    def catch_up(self) -> None:
+        """Without an optimiser nothing ends the last step, so asking for it does."""
+        if self._running and self.optimizer is None and self.hooks.step.started:
+            self._close()
+
+    # Where steps begin and end.
+
+    def _begin(self) -> None:
+        if self.step % self.every == 0:
+            self.hooks.attach()
+        else:
+            self.hooks.detach()
+
+    def _before_call(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        """At each call of a model without optimiser; the recorded steps count in `_on_call`."""
+        if torch.compiler.is_compiling() or in_backward() or self.hooks.attached:
+            return
+        if not self._unused:
+            self.step += 1
+            self._begin()
+            if self.hooks.attached:
+                self.hooks.enter_root(args, kwargs)
+        self._unused = False
+
+    def _on_call(self) -> None:
+        """At each call of the model in a step that is recorded."""
+        step = self.hooks.step
+        if step.started:
+            # With an optimiser: a scaler found infinities, and left the optimiser's step out.
+            left_out = step.gradients > 0 and not self._has_gradients()
+            if self.optimizer is None or left_out:
+                self._close()
+        self._unused = False
+
+    def _has_gradients(self) -> bool:
+        return any(parameter.grad is not None for parameter in self.model.parameters())
+
+    def _before_update(self, *_: Any) -> None:
+        if self.hooks.attached:
+            self._gradients = self.hooks.step.gradients
+            self.meter.before(keep=True)
+
+    def _after_update(self, *_: Any) -> None:
+        if self.hooks.attached:
+            self.meter.after(self.hooks.step.gradients > self._gradients)
+            self._close()
+        else:
+            self.step += 1
+            self._begin()
+
+    def _on_gradient(self) -> None:
+        task = torch._C._current_graph_task_id()
+        if task == self._backward:
+            return
+        self._backward = task
+        if self.scaler is not None:
+            self._write_scale()
+        if self.optimizer is None and task != -1:
+            # Twice, so that it runs after what DistributedDataParallel queues meanwhile.
+            engine = torch.autograd.Variable._execution_engine
+            engine.queue_callback(lambda: engine.queue_callback(self._after_backward))
+
+    def _after_backward(self) -> None:
+        if self._running and self.hooks.step.started:
+            self.meter.before(keep=False)
+
+    @torch.no_grad()
+    def _write_scale(self) -> None:
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        self._scale = self.ledger.scalar(self.scaler.scale(torch.ones((), device=device)))
+
+    # What is read.
+
+    def _clear(self) -> None:
+        self.ledger.clear()
+        self.meter.clear()
+        self._scale = None
+        self._backward = -1
+
+    def _close(self, collective: bool = True) -> None:
+        """Read the step, make its records, and begin the next."""
+        step, number = self.hooks.step, self.step
+        with torch.no_grad():
+            if not self.meter.seen:
+                self.meter.before(keep=False)
+            self.ledger.read()
+        parameters = self.meter.read(number, collective)
+        scale = self.ledger.value(self._scale) if self._scale is not None else 1.0
+        records = [self._record(number, call, scale or 1.0) for call in step.calls]
+        if self.first_nonfinite is None:
+            self.first_nonfinite = next(self._nonfinite(number, records, parameters), None)
+        self.records += records
+        self.parameters += parameters
+        self.hooks.fresh()
+        self._clear()
+        self.step += 1
+        self._unused = True
+        self._begin()
+        if self.callback is not None:
+            values = scalars(records, parameters)
+            self.callback({tag: value for tag, _, value in values}, number)
+
+    def _record(self, number: int, call: Any, scale: float) -> Record:
+        ledger = self.ledger
+        output = ledger.read_moments(call.output)
+        gradient = ledger.read_moments(call.gradient) if call.gradient else None
+        return Record(
+            number,
+            call.layer,
+            call.call,
+            call.kind,
+            call.shape,
+            output.mean,
+            output.std,
+            output.rms,
+            ledger.value(call.saturated),
+            ledger.value(call.dead),
+            output.nonfinite,
+            gradient.rms / scale if gradient else None,
+            gradient.nonfinite if gradient else None,
+        )
+
+    def _nonfinite(
+        self, number: int, records: list[Record], parameters: list[ParameterRecord]
+    ) -> Iterator[NonFinite]:
+        step = self.hooks.step
+        for name, call, written in step.inputs:
+            if self.ledger.read_moments(written).nonfinite:
+                yield NonFinite(number, name, call, "input")
+        for parameter in parameters:
+            if parameter.nonfinite:
+                yield NonFinite(number, parameter.parameter, 0, "parameter")
+        for record in records:
+            if record.nonfinite:
+                yield NonFinite(number, record.layer, record.call, "forward")
+        pairs = zip(step.calls, records, strict=True)
+        for _, record in sorted(pairs, key=lambda pair: pair[0].order):
+            if record.grad_nonfinite:
+                yield NonFinite(number, record.layer, record.call, "backward")
+        for parameter in parameters:
+            if parameter.grad_nonfinite:
+                yield NonFinite(number, parameter.parameter, 0, "gradient")
