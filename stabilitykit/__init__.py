@@ -9,6 +9,7 @@ from stabilitykit.gains import Gain, gain, gain_table, second_moment, slope_mome
 from stabilitykit.initialization import lsuv
 from stabilitykit.meanfield import MeanField, critical_weight_var
 from stabilitykit.networks import MLP, Ensemble
+from stabilitykit.prediction import LayerPrediction, Prediction, predict
 from stabilitykit.probe import NonFinite, ParameterRecord, Probe, Record
 from stabilitykit.roots import Root, newton_root
 from stabilitykit.signals import SignalProfile, signal_profile
@@ -23,10 +24,12 @@ __all__ = [
     "Ensemble",
     "Gain",
     "History",
+    "LayerPrediction",
     "MeanField",
     "NonFinite",
     "ParameterRecord",
     "Path",
+    "Prediction",
     "Probe",
     "Record",
     "Root",
@@ -42,6 +45,7 @@ __all__ = [
     "newton_root",
     "plots",
     "polynomial_regression",
+    "predict",
     "second_moment",
     "signal_profile",
     "slope_moment",

@@ -1,0 +1,128 @@
+"""How second moments pass sums, products and dropout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stabilitykit import _law
+from stabilitykit._rules import rule
+from stabilitykit._tape import State, Tape, adjoint, pointwise
+
+
+@rule("add", "radd", "iadd", "sub", "isub")
+def _add(tape: Tape, out: Tensor, a: Any, b: Any, alpha: float = 1.0) -> State | None:
+    return _binary(tape, out, a, b, torch.add, alpha)
+
+
+@rule("mul", "rmul", "imul", "multiply")
+def _mul(tape: Tape, out: Tensor, a: Any, b: Any) -> State | None:
+    return _binary(tape, out, a, b, torch.mul, 1.0)
+
+
+@rule("div", "truediv", "idiv", "itruediv", "divide")
+def _div(tape: Tape, out: Tensor, a: Any, b: Any) -> State | None:
+    if tape.of(b) is not None:
+        return None
+    return _binary(tape, out, a, 1 / b, torch.mul, 1.0)
+
+
+@rule("sub", "rsub", "isub", "subtract")
+def _sub(tape: Tape, out: Tensor, a: Any, b: Any, alpha: float = 1.0) -> State | None:
+    if tape.of(a) is None or tape.of(b) is None:
+        return None  # differences with constants go as functions of one tensor
+    return _binary(tape, out, a, b, torch.sub, alpha)
+
+
+def _as_state(tape: Tape, value: Any, like: Tensor) -> State | None:
+    if isinstance(value, Tensor):
+        return tape.of(value) or State.measured(value.to(like.device), known=True)
+    return State.measured(torch.as_tensor(float(value)).to(like.device), known=True)
+
+
+def _binary(tape: Tape, out: Tensor, a: Any, b: Any, operation: Any, alpha: float) -> State | None:
+    left, right = _as_state(tape, a, out), _as_state(tape, b, out)
+    if left is None or right is None or left.space is right.space or left is right:
+        return None  # two functions of the same entries
+    if operation is not torch.mul and alpha != 1:
+        return None
+    shape = out.shape
+    la, rb = left.square.expand(shape), right.square.expand(shape)
+    constant = right.known and right.square.numel() == 1
+    if operation is torch.mul:
+        square = pointwise(lambda f: f * right.square, la) if constant else la * rb
+        law, place, _ = _law.combine(torch.mul, left.law.values, right.law.values)
+    else:
+        sign = -1.0 if operation is torch.sub else 1.0
+        cross = 2 * sign * left.law.mean * right.law.mean
+        square = la + rb
+        if abs(cross) > 1e-6:
+            square = square + cross * (la * rb).sqrt()
+        law, place, _ = _law.combine(
+            operation, left.scale**0.5 * left.law.values, right.scale**0.5 * right.law.values
+        )
+        if left.law.gaussian and right.law.gaussian:
+            law = _law.gaussian()
+    if constant and operation is torch.mul:
+        sign = float(right.law.values.sign().mean())
+        law = _law.Law(sign * left.law.values, left.law.gaussian)
+        place = torch.arange(_law.ATOMS)[:, None].expand(_law.ATOMS, _law.ATOMS)
+    result = State(square, law, space=left.space if constant else None)
+
+    def back() -> None:
+        if result.gradient is None:
+            return
+        weights = result.weights
+        pairs = None if weights is None else weights[place]
+        for state, axis, other in ((left, 1, right), (right, 0, left)):
+            gradient = result.gradient.expand(shape)
+            if operation is torch.mul:
+                gradient = gradient * other.square
+            mine = None
+            if pairs is not None:
+                shares = pairs
+                if operation is torch.mul and not constant:
+                    values = other.law.values.square()
+                    shares = pairs * (values[None, :] if axis == 1 else values[:, None])
+                mine = _law.normalised(shares.mean(axis))
+                if operation is torch.mul and not constant and float(shares.mean()) > 0:
+                    gradient = gradient * float(shares.mean())
+            own = state.square.shape
+            state.receive(adjoint(lambda f: f.expand(shape), own, gradient), mine)
+
+    tape.step(back)
+    return result
+
+
+@rule("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
+def _dropout(
+    tape: Tape, out: Tensor, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> State | None:
+    state = tape.of(x)
+    if state is None or not training or p == 0:
+        return state
+    keep = 1 - p
+    mask = (torch.arange(_law.ATOMS, dtype=torch.float64) >= p * _law.ATOMS).double()
+    law, place, _ = _law.combine(torch.mul, state.law.values, mask)
+    factor = 1 / keep if keep else 0.0
+    result = State(pointwise(lambda f: f * factor, state.square), law)
+
+    def back() -> None:
+        if result.gradient is None:
+            return
+        one = torch.ones(_law.ATOMS, dtype=torch.float64)
+        weights = one if result.weights is None else result.weights
+        shares = weights[place] * mask[None, :] * factor  # kept entries, by the atom they come from
+        mean = float(shares.mean())
+        state.receive(result.gradient * (mean * factor), _law.normalised(shares.mean(1)))
+
+    tape.step(back)
+    return result
+
+
+@rule("detach")
+def _detached(tape: Tape, out: Tensor, x: Any) -> State | None:
+    state = tape.of(x)
+    return None if state is None else State(state.square, state.law, known=state.known)

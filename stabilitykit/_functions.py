@@ -1,0 +1,62 @@
+"""Names of torch's functions, by what they do to second moments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stabilitykit._flatness import ACTIVATIONS
+
+MOVES = {
+    "reshape", "view", "flatten", "unflatten", "permute", "transpose", "swapaxes", "swapdims",
+    "movedim", "T", "mT", "H", "squeeze", "unsqueeze", "expand", "expand_as", "view_as",
+    "chunk", "split", "tensor_split", "unbind", "narrow", "select", "getitem", "index_select",
+    "contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as", "roll",
+    "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+    "repeat_interleave", "ravel", "tile", "broadcast_to", "upsample_nearest", "identity",
+    "alias", "positive", "cpu", "cuda",
+}  # fmt: skip
+ALIASES = {
+    "imul": "mul", "iadd": "add", "max_pool1d_with_indices": "max_pool1d",
+    "max_pool2d_with_indices": "max_pool2d", "max_pool3d_with_indices": "max_pool3d",
+    "rdiv": "rtruediv",
+}  # fmt: skip
+ELEMENTWISE = set(ACTIVATIONS.values()) | {
+    "abs", "absolute", "add", "radd", "sub", "rsub", "mul", "rmul", "div", "truediv",
+    "rtruediv", "reciprocal", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square",
+    "pow", "neg", "negative", "erf", "sin", "cos", "atan", "arctan", "clamp", "clip",
+    "clamp_min", "clamp_max", "sinh", "cosh", "asinh", "relu", "hardtanh", "isub", "itruediv",
+    "rpow", "ipow",
+}  # fmt: skip
+WEIGHTED = {
+    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
+    "conv_transpose3d", "matmul", "rmatmul", "mm", "bmm", "addmm", "multi_head_attention_forward",
+}  # fmt: skip
+ISOLATED = {
+    "batch_norm", "instance_norm", "group_norm", "scaled_dot_product_attention",
+    "multi_head_attention_forward", "matmul", "bmm",
+}  # fmt: skip
+WANTS_FUNCTION = {
+    "cat", "concat", "concatenate", "stack", "hstack", "vstack", "layer_norm", "rms_norm",
+    "batch_norm", "instance_norm", "mean", "sum", "interpolate", "upsample",
+}  # fmt: skip
+
+
+def plain_name(function: Any) -> str:
+    """The name without underscores: "add" for `torch.add`, `Tensor.add_` and `Tensor.__iadd__`."""
+    name = getattr(function, "__name__", str(function))
+    if name == "__get__":
+        name = getattr(function.__self__, "__name__", name)
+    name = name.strip("_")
+    return ALIASES.get(name, name)
+
+
+def named(function: Any, name: str) -> Any:
+    """The function under its plain name, for rules that ask which it is."""
+    if getattr(function, "__name__", "") == name:
+        return function
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    call.__name__ = name
+    return call

@@ -1,0 +1,84 @@
+"""One-dimensional laws of a tensor's entries, as equally likely atoms.
+
+The entries of a hidden tensor are taken as draws of one law, scaled by position. A linear layer
+makes it Gaussian; relu, a residual sum or a maximum do not leave it so, and what a gradient meets
+depends on the entry that it passes. 128 atoms of unit mean square carry both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+ATOMS = 128  # convention: halving or doubling changes predictions by less than 0.3 %
+_SAMPLE = 1 << 16
+
+
+class Law:
+    """Atoms of unit mean square (or all zero) and whether they stand for a centred Gaussian."""
+
+    def __init__(self, values: Tensor, gaussian: bool = False) -> None:
+        square = values.square().mean()
+        self.values = values / square.sqrt() if square > 0 else torch.zeros_like(values)
+        self.gaussian = gaussian
+
+    @property
+    def mean(self) -> float:
+        return float(self.values.mean())
+
+
+def gaussian(mean: float = 0.0, std: float = 1.0) -> Law:
+    """The law of mean + std·z; centred when the mean does not matter."""
+    z = torch.special.ndtri((torch.arange(ATOMS, dtype=torch.float64) + 0.5) / ATOMS)
+    z = z / z.square().mean().sqrt()
+    centred = abs(mean) <= 1e-3 * std
+    return Law(z if centred else mean + std * z, centred)
+
+
+def empirical(values: Tensor) -> Law:
+    """The law of given numbers."""
+    flat = values.detach().flatten().to("cpu", torch.float64)
+    if flat.numel() > _SAMPLE:
+        flat = flat[:: -(-flat.numel() // _SAMPLE)]
+    if not flat.numel() or not flat.isfinite().all():
+        return Law(torch.full((ATOMS,), torch.nan, dtype=torch.float64))
+    return Law(_buckets(flat.sort().values))
+
+
+def _buckets(ordered: Tensor) -> Tensor:
+    """Root mean squares, with the sign of the mean, of ATOMS equal shares of sorted numbers."""
+    places = (torch.arange(ATOMS * 8, dtype=torch.float64) + 0.5) / (ATOMS * 8) * len(ordered)
+    shares = ordered[places.long()].reshape(ATOMS, 8)
+    return shares.square().mean(1).sqrt() * shares.mean(1).sign()
+
+
+def combine(
+    operation: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor
+) -> tuple[Law, Tensor, float]:
+    """The law of operation(a, b) for independent a and b.
+
+    Args:
+        operation: elementwise, such as torch.add.
+        left: atoms of a, [ATOMS].
+        right: atoms of b, [ATOMS].
+
+    Returns:
+        The law, the atom into which each pair of atoms falls [ATOMS, ATOMS], and the mean square.
+    """
+    both = operation(left[:, None], right[None, :]).flatten()
+    order = both.argsort(stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order)) // ATOMS
+    shares = both[order].reshape(ATOMS, ATOMS)
+    values = shares.square().mean(1).sqrt() * shares.mean(1).sign()
+    return Law(values), place.reshape(ATOMS, ATOMS), float(both.square().mean())
+
+
+def normalised(weights: Tensor | None) -> Tensor | None:
+    """Weights of the atoms with mean 1; None stands for all equal."""
+    if weights is None:
+        return None
+    mean = weights.mean()
+    return weights / mean if mean > 0 else torch.zeros_like(weights)

@@ -1,0 +1,184 @@
+"""How second moments pass norms of features, groups and batches."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stabilitykit import _law
+from stabilitykit._rules import rule
+from stabilitykit._tape import Field, State, Tape
+
+
+def _affine(state: State, weight: Field | None, bias: Field | None, out: Tensor) -> Any:
+    """Square and law of weight·x + bias, where x has the state's square and law."""
+    square = state.square if weight is None else state.square * weight.square()
+    law = state.law
+    if bias is not None and bool(bias.any()):
+        slope = torch.ones((), dtype=torch.float64).to(bias) if weight is None else weight
+        square = square + bias.square() + 2 * slope * bias * state.mean
+        shift = float(bias.mean())
+        wide = float((slope**2).mean() * state.scale) ** 0.5
+        spread = float(bias.var(correction=0)) if bias.numel() > 1 else 0.0
+        if spread + shift**2 > 1e-6 * wide**2:
+            law = _law.Law(wide * law.values + shift)
+    return square.expand(out.shape), law
+
+
+def normalise(
+    tape: Tape, state: State, out: Tensor, dims: list[int], shape: Any, inverse: Field,
+    centre: float, weight: Tensor | None, bias: Tensor | None, lost: float,
+) -> State:  # fmt: skip
+    """y = weight·(x − mean)/σ + bias.
+
+    Args:
+        shape: to which x is reshaped for dims to be the group's.
+        inverse: 1/σ² by group, of the reshaped rank.
+        centre: mean of the law that is taken off.
+        lost: share of the gradient's square that the mean and the scale take away.
+    """
+    values = state.law.values - centre
+    plain = state.square.reshape(shape) * (1 - centre**2) * inverse
+    plain = plain.reshape(out.shape)
+    inner = State(plain, _law.Law(values, state.law.gaussian))
+    w = None if weight is None else weight.detach().double()
+    b = None if bias is None else bias.detach().double()
+    square, law = _affine(inner, w, b, out)
+    result = State(square, law, space=state.space)
+
+    def back() -> None:
+        if result.gradient is None:
+            return
+        gradient = result.gradient if w is None else result.gradient * w.square()
+        gradient = gradient.expand(out.shape).reshape(shape) * inverse * (1 - lost)
+        state.receive(gradient.reshape(out.shape), result.weights)
+
+    tape.step(back)
+    return result
+
+
+@rule("layer_norm", "rms_norm")
+def _layer_norm(
+    tape: Tape, out: Tensor, x: Any, normalized_shape: Any, weight: Tensor | None = None,
+    *rest: Any, bias: Tensor | None = None, eps: float | None = None, function: Any = None,
+) -> State | None:  # fmt: skip
+    state = tape.of(x)
+    if state is None:
+        return None
+    rms = function.__name__ == "rms_norm"
+    if rms:
+        eps = rest[0] if rest else eps
+        eps = torch.finfo(x.dtype).eps if eps is None else eps
+    else:
+        bias = rest[0] if rest else bias
+        eps = rest[1] if len(rest) > 1 else (1e-5 if eps is None else eps)
+    dims = list(range(x.dim() - len(normalized_shape), x.dim()))
+    n = math.prod(normalized_shape)
+    square = state.square.mean(dims, keepdim=True)
+    centre = 0.0 if rms else state.law.mean
+    if state.known and not rms:
+        variance = x.detach().double().var(dims, correction=0, keepdim=True)
+    else:
+        variance = square * (1 - centre**2)
+    lost = (1 if rms else 2) / n
+    inverse = 1 / (variance + eps)
+    return normalise(tape, state, out, dims, x.shape, inverse, centre, weight, bias, min(lost, 1.0))
+
+
+def _grouped(
+    tape: Tape, state: State, x: Tensor, out: Tensor, shape: Any, dims: list[int],
+    weight: Tensor | None, bias: Tensor | None, eps: float,
+) -> State:  # fmt: skip
+    """Norms over positions: how far entries of a group agree is read from the pass.
+
+    1/σ² is E[1/σ²]·E[x²] as measured, a number without scale, over the predicted E[x²].
+    """
+    value = x.detach().double().reshape(shape)
+    variance = value.var(dims, correction=0, keepdim=True)
+    tiny = torch.finfo(torch.float64).tiny
+    square = state.square.reshape(shape).mean(dims, keepdim=True)
+    measured = value.square().mean()
+    live = variance > 1e-10 * measured.clamp(min=tiny)
+    ratio = measured / variance.clamp(min=tiny)
+    ratio = ratio[live].mean() if live.any() else ratio.new_zeros(())
+    level = square.mean().expand(square.shape)
+    predicted = level / ratio.clamp(min=tiny) if ratio > 0 else torch.zeros_like(level)
+    inverse = 1 / (predicted + eps)
+    # the mean square after the norm is that of what is left: var/(var + eps)
+    n = math.prod(shape[d] for d in dims)
+    centred = predicted * inverse / square.clamp(min=tiny)
+    w = None if weight is None else weight.detach().double()
+    b = None if bias is None else bias.detach().double()
+    view = [1, -1] + [1] * (x.dim() - 2)
+    w = None if w is None else w.view(view)
+    b = None if b is None else b.view(view)
+    plain = (state.square.reshape(shape) * centred).reshape(x.shape)
+    law = _law.gaussian() if state.law.gaussian else state.law
+    inner = State(plain, _law.Law(law.values - law.mean, law.gaussian))
+    result_square, law = _affine(inner, w, b, out)
+    result = State(result_square, law, space=state.space)
+    ends = tape.watch(out), tape.watch(x)
+
+    def back() -> None:
+        if result.gradient is None:
+            return
+        gradient = result.gradient if w is None else result.gradient * w.square()
+        gradient = gradient.expand(out.shape).reshape(shape) * inverse
+        after, before = (tape.measured(end) for end in ends)
+        kept = 1 - min(1.0, 2 / n)
+        if after is not None and before is not None:
+            whole = after if w is None else after * w.square()
+            whole = (whole.reshape(shape) / (variance + eps)).mean()
+            kept = float(before.mean() / whole) if whole > 0 else 0.0
+        state.receive((gradient * kept).reshape(x.shape), result.weights)
+
+    tape.step(back)
+    return result
+
+
+@rule("batch_norm", "instance_norm")
+def _batch_norm(
+    tape: Tape, out: Tensor, x: Any, running_mean: Tensor | None = None,
+    running_var: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5, *,
+    use_input_stats: bool = True, function: Any = None, before: Any = None,
+) -> State | None:  # fmt: skip
+    state = tape.of(x)
+    if state is None:
+        return None
+    instance = function.__name__ == "instance_norm"
+    if use_input_stats if instance else training:
+        dims = list(range(2, x.dim())) if instance else [0, *range(2, x.dim())]
+        return _grouped(tape, state, x, out, x.shape, dims, weight, bias, eps)
+    if running_mean is None or running_var is None:
+        return None
+    view = [1, -1] + [1] * (x.dim() - 2)
+    scale = (running_var.detach().double() + eps).rsqrt()
+    scale = scale if weight is None else scale * weight.detach().double()
+    shift = -running_mean.detach().double() * scale
+    shift = shift if bias is None else shift + bias.detach().double()
+    scale, shift = scale.view(view), shift.view(view)
+    square, law = _affine(state, scale, shift, out)
+    result = State(square, law, space=state.space)
+
+    def back() -> None:
+        if result.gradient is not None:
+            state.receive(result.gradient * scale.square(), result.weights)
+
+    tape.step(back)
+    return result
+
+
+@rule("group_norm")
+def _group_norm(
+    tape: Tape, out: Tensor, x: Any, num_groups: int, weight: Tensor | None = None,
+    bias: Tensor | None = None, eps: float = 1e-5,
+) -> State | None:  # fmt: skip
+    state = tape.of(x)
+    if state is None:
+        return None
+    shape = (x.shape[0], num_groups, x.shape[1] // num_groups, *x.shape[2:])
+    return _grouped(tape, state, x, out, shape, list(range(2, len(shape))), weight, bias, eps)

@@ -1,0 +1,129 @@
+"""How second moments pass averages and maxima over positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stabilitykit import _law
+from stabilitykit._rules import rule
+from stabilitykit._tape import Field, State, Tape, adjoint
+
+
+def mixed(
+    tape: Tape, state: State, x: Tensor, out: Tensor, mix: Callable[[Field], Field],
+    keeps_mean: bool,
+) -> State:  # fmt: skip
+    """Fixed weights over positions, `mix` with the weights squared.
+
+    What independent entries would give is corrected by the measured agreement of positions,
+    E[y²] / Σ w² E[x²], a number without scale.
+    """
+    independent = float(mix(x.detach().double().square()).mean())
+    actual = float(out.detach().double().square().mean())
+    agreement = actual / independent if independent > 0 else 1.0
+    square = mix(state.square) * agreement
+    centre = 0.0
+    if keeps_mean:
+        whole = float(square.mean())
+        centre = state.law.mean * state.scale**0.5
+        centre = math.copysign(min(abs(centre), whole**0.5), centre) if whole > 0 else 0.0
+        spread = max(whole - centre**2, 0.0) ** 0.5
+    law = _law.gaussian(centre, spread) if centre else _law.gaussian()
+    result = State(square, law)
+
+    def back() -> None:
+        if result.gradient is not None:
+            state.receive(adjoint(mix, state.square.shape, result.gradient.expand(out.shape)))
+
+    tape.step(back)
+    return result
+
+
+@rule(
+    "mean", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "sum", "interpolate", "upsample",
+)  # fmt: skip
+def _averaged(
+    tape: Tape, out: Tensor, x: Any, *rest: Any, function: Any = None, **options: Any
+) -> State | None:
+    state = tape.of(x)
+    if state is None:
+        return None
+    name = function.__name__
+
+    def plain(field: Field) -> Field:
+        return function(field, *rest, **options)
+
+    if name == "sum":
+        return mixed(tape, state, x, out, plain, False)
+    # every average of equal weights 1/k: the weights squared are 1/k times the weights
+    count = x.numel() / max(1, out.numel())
+    if "avg_pool" in name and not name.startswith("adaptive"):
+        size = rest[0] if rest else options["kernel_size"]
+        count = size ** int(name[-2]) if isinstance(size, int) else math.prod(size)
+    if name in ("interpolate", "upsample"):
+        mode = rest[2] if len(rest) > 2 else options.get("mode", "nearest")
+        if not str(mode).startswith("nearest"):
+            return None
+        count = 1.0
+    return mixed(tape, state, x, out, lambda f: plain(f) / count, True)
+
+
+@rule("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d")
+def _maximum(
+    tape: Tape, out: Tensor, x: Any, *rest: Any, function: Any = None, **options: Any
+) -> State | None:
+    """The largest of a window; which ranks win is read from the pass, their sizes are predicted."""
+    state = tape.of(x)
+    if state is None or options.get("return_indices") or len(rest) > 5:
+        return None
+    tiny = torch.finfo(torch.float64).tiny
+    relative = x.detach().double() / state.square.clamp(min=tiny).sqrt()
+    pool = getattr(functional, function.__name__)
+    options = {k: v for k, v in options.items() if k != "return_indices"}
+    _, winners = pool(x.detach(), *rest[:5], **options, return_indices=True)
+    spatial = int(function.__name__[-2])
+    flat = (*x.shape[: x.dim() - spatial], -1)
+
+    def pick(field: Field) -> Field:
+        taken = field.reshape(flat).gather(-1, winners.reshape(*flat[:-1], -1))
+        return taken.reshape(out.shape)
+
+    won = _ranks(relative, pick(relative))
+    order = state.law.values.argsort(stable=True)
+    atoms = state.law.values[order]
+    chances = won / won.sum().clamp(min=tiny)
+    level = float((chances * atoms.square()).sum())
+    middle = (torch.arange(_law.ATOMS, dtype=torch.float64) + 0.5) / _law.ATOMS
+    source = torch.searchsorted(chances.cumsum(0), middle).clamp(max=_law.ATOMS - 1)
+    result = State(pick(state.square) * level, _law.Law(atoms[source]))
+
+    def back() -> None:
+        if result.gradient is None:
+            return
+        one = torch.ones(_law.ATOMS, dtype=torch.float64)
+        weights = one if result.weights is None else result.weights
+        mine = torch.zeros(_law.ATOMS, dtype=torch.float64)
+        mine.index_add_(0, order[source], weights)
+        gradient = adjoint(pick, state.square.shape, result.gradient.expand(out.shape))
+        state.receive(gradient, _law.normalised(mine))
+
+    tape.step(back)
+    return result
+
+
+def _ranks(values: Tensor, winners: Tensor) -> Tensor:
+    """How often each of ATOMS equal shares of ranks wins; equal values share their ranks evenly."""
+    ordered = values.flatten().cpu().sort().values
+    won = winners.flatten().cpu()
+    low = torch.searchsorted(ordered, won).double()
+    high = torch.searchsorted(ordered, won, right=True).double()
+    golden = torch.arange(len(won), dtype=torch.float64).mul(0.6180339887498949).frac()
+    place = (low + golden * (high - low)) / len(ordered) * _law.ATOMS
+    return torch.bincount(place.long().clamp(0, _law.ATOMS - 1), minlength=_law.ATOMS).double()

@@ -1,0 +1,178 @@
+"""How second moments pass each operation, forward and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stabilitykit import _law
+from stabilitykit._tape import Field, State, Tape, adjoint, pointwise
+
+Rule = Callable[..., State | list[State] | None]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for functions of these names."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def weighted(
+    tape: Tape, state: State, out: Tensor, spread: Callable[[Field], Field], weight: Tensor,
+    bias: Tensor | None,
+) -> State:  # fmt: skip
+    """Random weights: E[y²] = mean(w²)·Σ E[x²] + mean(b²), the sum in `spread`; and its adjoint."""
+    factor = float(weight.detach().double().square().mean()) if weight.numel() else 0.0
+    shift, constant = 0.0, 0.0
+    if bias is not None and bias.numel():
+        bias = bias.detach().double()
+        shift, constant = float(bias.mean()), float(bias.square().mean())
+        if shift**2 <= 9 * constant / bias.numel():  # no more than the mean of so many draws
+            shift = 0.0
+    square = pointwise(lambda field: field * factor + constant, spread(state.square))
+    whole = float(square.mean()) if square.numel() else 0.0
+    law = _law.gaussian(shift, max(whole - shift**2, 0.0) ** 0.5) if shift else _law.gaussian()
+    result = State(square.expand(out.shape), law)
+
+    def back() -> None:
+        if result.gradient is not None:
+            gradient = adjoint(spread, state.square.shape, result.gradient.expand(out.shape))
+            if gradient is not None:
+                state.receive(gradient * factor)
+
+    tape.step(back)
+    return result
+
+
+@rule("linear")
+def _linear(
+    tape: Tape, out: Tensor, x: Any, weight: Tensor, bias: Tensor | None = None
+) -> State | None:
+    state = tape.of(x)
+    if state is None or tape.of(weight) is not None:
+        return None
+
+    def spread(field: Field) -> Field:
+        return field.sum(-1, keepdim=True).expand(out.shape)
+
+    return weighted(tape, state, out, spread, weight, bias)
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def _convolution(
+    tape: Tape, out: Tensor, x: Any, weight: Tensor, bias: Tensor | None = None,
+    stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1,
+) -> State | None:  # fmt: skip
+    state = tape.of(x)
+    if state is None:
+        return None
+    convolve = getattr(functional, f"conv{weight.dim() - 2}d")
+    batched = x.dim() == weight.dim()
+
+    def spread(field: Field) -> Field:
+        field = field if batched else field[None]
+        shared = field.unflatten(1, (groups, -1)).sum(2)
+        ones = shared.new_ones((groups, 1, *weight.shape[2:]))
+        shared = convolve(shared, ones, None, stride, padding, dilation, groups)
+        wide = shared.unsqueeze(2).expand(-1, -1, weight.shape[0] // groups, *shared.shape[2:])
+        wide = wide.flatten(1, 2)
+        return wide if batched else wide[0]
+
+    return weighted(tape, state, out, spread, weight, bias)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _transposed(
+    tape: Tape, out: Tensor, x: Any, weight: Tensor, bias: Tensor | None = None,
+    stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1,
+    dilation: Any = 1,
+) -> State | None:  # fmt: skip
+    state = tape.of(x)
+    if state is None:
+        return None
+    convolve = getattr(functional, f"conv_transpose{weight.dim() - 2}d")
+    batched = x.dim() == weight.dim()
+
+    def spread(field: Field) -> Field:
+        field = field if batched else field[None]
+        shared = field.unflatten(1, (groups, -1)).sum(2)
+        ones = shared.new_ones((groups, 1, *weight.shape[2:]))
+        shared = convolve(shared, ones, None, stride, padding, output_padding, groups, dilation)
+        wide = shared.unsqueeze(2).expand(-1, -1, weight.shape[1], *shared.shape[2:])
+        wide = wide.flatten(1, 2)
+        return wide if batched else wide[0]
+
+    return weighted(tape, state, out, spread, weight, bias)
+
+
+@rule("embedding")
+def _embedding(tape: Tape, out: Tensor, *_: Any, **__: Any) -> State:
+    square = out.detach().double().square()
+    return State(square.mean(-1, keepdim=True).expand(out.shape), _law.gaussian())
+
+
+def moved(tape: Tape, state: State, out: Any, move: Callable[[Field], Any]) -> list[State] | State:
+    """An operation that only moves, repeats or drops entries."""
+    outs = [out] if isinstance(out, Tensor) else list(out)
+    fields = move(state.square)
+    fields = [fields] if isinstance(fields, Tensor) else list(fields)
+    results = [
+        State(field, state.law, known=state.known, modelled=state.modelled) for field in fields
+    ]
+
+    def back() -> None:
+        gradients = [r.gradient for r in results]
+        weights = [r.weights for r in results if r.gradient is not None]
+        if not weights:
+            return
+        shapes = [o.shape for o in outs]
+        full = [
+            None if g is None else g.expand(shape)
+            for g, shape in zip(gradients, shapes, strict=True)
+        ]
+        state.receive(adjoint(move, state.square.shape, *full), weights[0])
+
+    tape.step(back)
+    return results[0] if isinstance(out, Tensor) else results
+
+
+@rule("cat", "concat", "concatenate", "stack", "hstack", "vstack")
+def _joined(
+    tape: Tape, out: Tensor, tensors: Any, dim: int = 0, *, function: Any = None
+) -> State | None:
+    parts = [tape.of(t) or State.measured(t, known=True) for t in tensors]
+    extra = () if function.__name__ in ("hstack", "vstack") else (dim,)
+    scales = [max(p.scale, 0.0) ** 0.5 for p in parts]
+    atoms = [
+        (s * p.law.values).repeat(max(1, round(16 * p.square.numel() / out.numel())))
+        for s, p in zip(scales, parts, strict=True)
+    ]
+    square = function([p.square for p in parts], *extra)
+    gaussian = all(p.law.gaussian for p in parts) and max(scales) <= 1.01 * min(scales)
+    law = _law.gaussian() if gaussian else _law.empirical(torch.cat(atoms))
+    result = State(square, law, known=all(p.known for p in parts))
+
+    def back() -> None:
+        if result.gradient is None:
+            return
+        gradient = result.gradient.expand(out.shape)
+        for i, part in enumerate(parts):
+
+            def place(field: Field, i: int = i) -> Field:
+                fields = [torch.zeros_like(p.square) for p in parts]
+                fields[i] = field
+                return function(fields, *extra)
+
+            part.receive(adjoint(place, part.square.shape, gradient))
+
+    tape.step(back)
+    return result

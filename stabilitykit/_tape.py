@@ -1,0 +1,171 @@
+"""A tape of second moments beside a forward pass: states of tensors, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stabilitykit import _law
+from stabilitykit._law import Law
+
+Field = Tensor
+
+
+class State:
+    """What is expected of one tensor.
+
+    Attributes:
+        square: E[x²], float64 of the tensor's shape.
+        law: how the entries spread, up to the scale.
+        known: the values do not depend on any weight.
+        space: shared by tensors whose entries are functions of the same entries.
+        modelled: False where the square is a measured one.
+        gradient: E[(∂/∂x)²] of the tensor's shape, after the way back.
+        weights: how the gradient's square spreads over the law's atoms, mean 1; None if evenly.
+    """
+
+    def __init__(
+        self, square: Field, law: Law, *, known: bool = False, space: Any = None,
+        modelled: bool = True,
+    ) -> None:  # fmt: skip
+        self.square, self.law, self.known = square, law, known
+        self.space = space if space is not None else object()
+        self.modelled = modelled
+        self.gradient: Field | None = None
+        self.weights: Tensor | None = None
+
+    @classmethod
+    def measured(cls, value: Tensor, *, known: bool = False, modelled: bool = True) -> State:
+        value = value.detach()
+        return cls(value.double().square(), _law.empirical(value), known=known, modelled=modelled)
+
+    @property
+    def scale(self) -> float:
+        """Mean of the square over all positions."""
+        return float(self.square.mean()) if self.square.numel() else 0.0
+
+    @property
+    def mean(self) -> Field:
+        """E[x] by position."""
+        return pointwise(lambda square: square.sqrt() * self.law.mean, self.square)
+
+    def receive(self, gradient: Field | None, weights: Tensor | None = None) -> None:
+        """Add a gradient's second moment; gradients of several readers are uncorrelated."""
+        if gradient is None:
+            return
+        if self.gradient is None:
+            self.gradient, self.weights = gradient, weights
+            return
+        if weights is not None or self.weights is not None:
+            one = torch.ones(_law.ATOMS, dtype=torch.float64)
+            here, there = float(self.gradient.mean()), float(gradient.mean())
+            mine = one if self.weights is None else self.weights
+            other = one if weights is None else weights
+            self.weights = _law.normalised(mine * here + other * there)
+        self.gradient = self.gradient + gradient
+
+
+def compact(field: Field) -> Field:
+    """The field without the repetitions of an expanded view."""
+    for dim, (stride, size) in enumerate(zip(field.stride(), field.shape, strict=True)):
+        if stride == 0 and size > 1:
+            field = field.narrow(dim, 0, 1)
+    return field
+
+
+def pointwise(function: Callable[[Tensor], Tensor], field: Field) -> Field:
+    """An elementwise function of a field, computed once where the field is an expanded view."""
+    return function(compact(field)).expand(field.shape)
+
+
+def adjoint(linear: Callable[[Tensor], Any], shape: Any, *cotangents: Field | None) -> Field | None:
+    """The adjoint of a linear map of fields, applied to cotangents of its results."""
+    given = [c for c in cotangents if c is not None]
+    if not given:
+        return None
+    with torch.enable_grad():
+        leaf = torch.zeros(shape, dtype=torch.float64, device=given[0].device, requires_grad=True)
+        results = linear(leaf.view_as(leaf))
+        results = [results] if isinstance(results, Tensor) else list(results)
+        pairs = [
+            (result, cotangent)
+            for result, cotangent in zip(results, cotangents, strict=True)
+            if cotangent is not None and result.requires_grad
+        ]
+        if not pairs:
+            return None
+        outs, grads = zip(*pairs, strict=True)
+        (found,) = torch.autograd.grad(outs, leaf, grads, allow_unused=True)
+    return found
+
+
+class Tape:
+    """States by tensor, and the steps of the way back."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, State] = {}
+        self._alive: list[Tensor] = []  # an id is unique only while its tensor lives
+        self._constants: set[int] = set()
+        self._back: list[Callable[[], None]] = []
+        self._edges: list[Any] = []
+        self.found: list[Tensor | None] = []
+
+    def of(self, tensor: Any) -> State | None:
+        return self._states.get(id(tensor)) if isinstance(tensor, Tensor) else None
+
+    def set(self, tensor: Tensor, state: State) -> State:
+        self._states[id(tensor)] = state
+        self._alive.append(tensor)
+        return state
+
+    def constant(self, tensor: Tensor) -> None:
+        """Remember a tensor that is computed from weights alone."""
+        self._constants.add(id(tensor))
+        self._alive.append(tensor)
+
+    def untraced(self, tensor: Tensor) -> bool:
+        """Whether a tensor carries a gradient from operations that nobody saw."""
+        return (
+            tensor.requires_grad
+            and not tensor.is_leaf
+            and id(tensor) not in self._states
+            and id(tensor) not in self._constants
+        )
+
+    def step(self, back: Callable[[], None]) -> None:
+        """Append what is done on the way back."""
+        self._back.append(back)
+
+    def watch(self, tensor: Tensor) -> int | None:
+        """Ask for the measured gradient of a tensor; its number in `found`."""
+        if not (tensor.requires_grad and tensor.is_floating_point()):
+            return None
+        self._edges.append(torch.autograd.graph.get_gradient_edge(tensor))
+        return len(self._edges) - 1
+
+    def measured(self, number: int | None) -> Field | None:
+        """The measured gradient's square for a number given by `watch`."""
+        gradient = self.found[number] if number is not None else None
+        return None if gradient is None else gradient.double().square()
+
+    def reverse(self, outputs: list[Tensor], generator: torch.Generator) -> None:
+        """Go back from outputs whose gradient is random signs: mean square 1."""
+        seeds = [o for o in outputs if o.requires_grad]
+        if self._edges and seeds:
+            signs = [
+                torch.randint(0, 2, o.shape, generator=generator).mul(2).sub(1).to(o) for o in seeds
+            ]
+            self.found = list(torch.autograd.grad(seeds, self._edges, signs, allow_unused=True))
+        else:
+            self.found = [None] * len(self._edges)
+        for output in outputs:
+            state = self.of(output)
+            if state is not None:
+                state.receive(
+                    torch.ones((), dtype=torch.float64).to(output.device).expand(output.shape)
+                )
+        for back in reversed(self._back):
+            back()

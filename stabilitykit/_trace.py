@@ -1,0 +1,263 @@
+"""One forward pass of a real model with a tape of second moments beside it."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from stabilitykit import _arithmetic, _attention, _norms, _pooling  # noqa: F401 - their rules
+from stabilitykit._elementwise import Elementwise
+from stabilitykit._flatness import ACTIVATIONS, MODULES
+from stabilitykit._functions import (
+    ELEMENTWISE,
+    ISOLATED,
+    MOVES,
+    WANTS_FUNCTION,
+    WEIGHTED,
+    named,
+    plain_name,
+)
+from stabilitykit._nested import replaced, tensors
+from stabilitykit._rules import RULES, moved
+from stabilitykit._tape import State, Tape
+
+
+@dataclass
+class Call:
+    """One call of a layer, with the state of its output."""
+
+    layer: str
+    kind: str
+    number: int
+    state: State
+
+
+class Trace(TorchFunctionMode):
+    """Sees every torch function of a forward pass and lets the tape follow it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.tape = Tape()
+        self.calls: list[Call] = []
+        self.missing: list[str] = []
+        self._names = {
+            module: name
+            for name, module in reversed(list(model.named_modules()))
+            if "parametrizations" not in name.split(".")
+        }
+        self._stack: list[nn.Module] = []
+        self._numbers: dict[tuple[str, str], int] = {}
+        self._elementwise = Elementwise()
+
+    def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model's output; inputs are seen as known."""
+        for tensor in tensors((args, kwargs)):
+            if tensor.is_floating_point():
+                self.tape.set(tensor, State.measured(tensor, known=True))
+        hooks = torch.nn.modules.module
+        handles = [
+            hooks.register_module_forward_pre_hook(self._enter),
+            hooks.register_module_forward_hook(self._leave),
+        ]
+        try:
+            compiles = "torch._dynamo" in sys.modules  # its import takes seconds
+            with self, torch.compiler.set_stance("force_eager") if compiles else nullcontext():
+                return model(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # Modules
+
+    def _enter(self, module: nn.Module, _: Any) -> None:
+        if module in self._names:
+            self._stack.append(module)
+
+    def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
+        if module not in self._names:
+            return
+        while self._stack and self._stack.pop() is not module:
+            pass
+        if _is_leaf(module):
+            output = next((t for t in tensors(output) if t.is_floating_point()), None)
+            if output is not None:
+                kind = type(module).__name__.lower()
+                self._check(output, kind, self._names[module])
+                state = self.tape.of(output)
+                if state is not None:
+                    self._call(self._names[module], kind, state)
+
+    def _call(self, layer: str, kind: str, state: State) -> None:
+        number = self._numbers.get((layer, kind), 0)
+        self._numbers[layer, kind] = number + 1
+        self.calls.append(Call(layer, kind, number, state))
+
+    @property
+    def _layer(self) -> str:
+        return self._names[self._stack[-1]] if self._stack else ""
+
+    def _miss(self, kind: str, layer: str | None = None) -> None:
+        layer = self._layer if layer is None else layer
+        name = f"{layer} ({kind})" if layer else kind
+        if name not in self.missing:
+            self.missing.append(name)
+
+    def _check(self, tensor: Tensor, kind: str, layer: str | None = None) -> None:
+        """A tensor that came from operations nobody saw is named and measured."""
+        if self.tape.untraced(tensor) and tensor.is_floating_point():
+            self._miss(kind, layer)
+            self.tape.set(tensor, State.measured(tensor, modelled=False))
+
+    # Functions
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = plain_name(func)
+        given = list(tensors((args, kwargs)))
+        for tensor in given:
+            self._check(tensor, f"what {name} reads")
+        tracked = [t for t in given if self.tape.of(t) is not None]
+        if not tracked and name != "embedding":
+            out = func(*args, **kwargs)
+            for tensor in tensors(out):
+                if tensor.requires_grad and not tensor.is_leaf:
+                    self.tape.constant(tensor)
+            return out
+        raw = getattr(func, "__name__", "")
+        inplace = (raw.endswith("_") and not raw.startswith("__")) or raw.startswith("__i")
+        inplace = inplace or bool(kwargs.get("inplace")) or "out" in kwargs or name == "setitem"
+        rules = name in MOVES or name in RULES or name in ELEMENTWISE
+        if not inplace and (name in ISOLATED or not rules):
+            args, kwargs = replaced(args, self._alias), replaced(kwargs, self._alias)
+            tracked = [t for t in tensors((args, kwargs)) if self.tape.of(t) is not None]
+        states = {id(t): self.tape.of(t) for t in tracked}
+        edges = [(self.tape.of(t), self.tape.watch(t)) for t in tracked] if not rules else None
+        known = all(s is not None and s.known for s in states.values())
+        out = func(*args, **kwargs)
+        made = [t for t in tensors(out) if t.is_floating_point()]
+        if not made and name != "setitem":
+            return out
+        result: Any = None
+        if known and name not in MOVES and name not in WEIGHTED and name != "embedding":
+            pass
+        elif rules:
+            with torch.no_grad():
+                result = self._model(name, func, args, kwargs, out, tracked)
+        if result is None:
+            if edges is None:
+                edges = [(s, self._late(t)) for t, s in ((t, states[id(t)]) for t in tracked)]
+            self._anchor(name, edges, made or [args[0]], known)
+        else:
+            for tensor, state in zip(
+                made, result if isinstance(result, list) else [result], strict=True
+            ):
+                self.tape.set(tensor, state)
+        if func in ACTIVATIONS and made and not self._within_activation():
+            state = self.tape.of(made[0])
+            if state is not None:
+                self._call(self._layer, ACTIVATIONS[func], state)
+        return out
+
+    def _late(self, tensor: Tensor) -> int | None:
+        return self.tape.watch(tensor)
+
+    def _within_activation(self) -> bool:
+        module = self._stack[-1] if self._stack else None
+        return isinstance(module, MODULES) and _is_leaf(module)
+
+    def _alias(self, tensor: Tensor) -> Tensor:
+        """A view with a gradient of its own, for an operation that is measured."""
+        state = self.tape.of(tensor)
+        if state is None or not tensor.requires_grad:
+            return tensor
+        alias = tensor.view_as(tensor)
+        self.tape.set(alias, state)
+        return alias
+
+    def _model(
+        self, name: str, func: Any, args: Any, kwargs: Any, out: Any, tracked: list[Tensor]
+    ) -> Any:
+        if name in MOVES:
+            return self._move(func, args, kwargs, out, tracked)
+        function = func
+        if name in RULES:
+            extra = {}
+            if name in WANTS_FUNCTION or "pool" in name:
+                extra["function"] = named(func, name)
+            result = RULES[name](self.tape, out, *args, **kwargs, **extra)
+            if result is not None:
+                return result
+        others = [t for t in tensors((args, kwargs)) if self.tape.of(t) is None]
+        plain = all(t.numel() == 1 for t in others) and len(tracked) == 1
+        if name not in ELEMENTWISE or not plain or not isinstance(out, Tensor):
+            return None
+        target = tracked[0]
+        state = self.tape.of(target)
+        if state is None or target.shape != out.shape:
+            return None
+
+        def elementwise(z: Tensor) -> Tensor:
+            def put(t: Tensor) -> Tensor:
+                return z if t is target else t.detach().to("cpu", torch.float64).reshape(())
+
+            if name == "prelu":
+                weight = next(t for t in others).detach().to("cpu", torch.float64)
+                return nn.functional.prelu(z, weight.reshape(1))
+            return function(*replaced(args, put), **replaced(kwargs, put))
+
+        constants = tuple(float(t) for t in others)
+        key = (func, repr([a for a in args if not isinstance(a, Tensor)]), constants,
+               repr({k: v for k, v in kwargs.items() if not isinstance(v, Tensor)}))  # fmt: skip
+        try:
+            return self._elementwise(self.tape, state, key, elementwise)
+        except ValueError:  # random or not differentiable
+            return None
+
+    def _move(self, func: Any, args: Any, kwargs: Any, out: Any, tracked: list[Tensor]) -> Any:
+        if len(tracked) != 1:
+            return None
+        target = tracked[0]
+        state = self.tape.of(target)
+        if state is None:
+            return None
+
+        def move(field: Tensor) -> Any:
+            if plain_name(func) in ("to", "float", "double", "half", "bfloat16", "type_as", "cpu",
+                               "cuda", "clone", "contiguous"):  # fmt: skip
+                return field * 1.0
+            if plain_name(func) == "view":
+                field = field.contiguous()
+
+            def put(t: Tensor) -> Tensor:
+                return field if t is target else t
+
+            return func(*replaced(args, put), **replaced(kwargs, put))
+
+        return moved(self.tape, state, out, move)
+
+    def _anchor(self, name: str, edges: list[Any], made: list[Tensor], known: bool) -> None:
+        """Not modelled: the moments behind it are measured ones, forward and back."""
+        if not known:
+            self._miss(name)
+        for tensor in made:
+            self.tape.set(tensor, State.measured(tensor, known=known, modelled=known))
+
+        def back() -> None:
+            for state, edge in edges:
+                state.receive(self.tape.measured(edge))
+
+        self.tape.step(back)
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Whether its calls make a record; as the probe has it."""
+    children = [name for name, _ in module.named_children() if name != "parametrizations"]
+    return not children or isinstance(module, nn.MultiheadAttention)

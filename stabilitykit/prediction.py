@@ -1,0 +1,171 @@
+"""What second moments to expect through a real model, forward and backward, without training it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from stabilitykit._nested import replaced, tensors
+from stabilitykit._restore import restored
+from stabilitykit._trace import Trace
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class LayerPrediction:
+    """What is expected of one call of one layer.
+
+    Attributes:
+        layer: name in `named_modules`; for a functional activation, of the module around it.
+        kind: lower-case class of the module, or name of the function.
+        call: how often this layer and kind was called before.
+        forward: E[y²] of its output.
+        backward: E[(∂/∂y)²] when the model's output gets a gradient of mean square 1 with
+            independent random signs.
+        modelled: False where both were measured, because no formula is known here.
+    """
+
+    layer: str
+    kind: str
+    call: int
+    forward: float
+    backward: float
+    modelled: bool
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Expected second moments of a model.
+
+    Attributes:
+        layers: one entry a call, in the order of the forward pass.
+        not_modelled: names of the operations at which the prediction starts anew from the
+            measured value, as "layer (operation)".
+    """
+
+    layers: tuple[LayerPrediction, ...]
+    not_modelled: tuple[str, ...]
+
+    def table(self) -> Table:
+        """The prediction as a rich table."""
+        from rich.table import Table
+
+        table = Table(title="expected second moments")
+        for column in ("layer", "kind", "call", "forward", "backward", "modelled"):
+            table.add_column(column, justify="left" if column in ("layer", "kind") else "right")
+        for row in self.layers:
+            table.add_row(
+                row.layer or "(model)",
+                row.kind,
+                str(row.call),
+                f"{row.forward:.3g}",
+                f"{row.backward:.3g}",
+                "yes" if row.modelled else "measured",
+            )
+        return table
+
+
+def predict(model: nn.Module, batch: Any) -> Prediction:
+    """Expected second moments of every layer's output and of the gradient that reaches it.
+
+    The batch goes through the model once, and a tape of E[x²] beside it: per sample and position,
+    over random weights of the mean square that each weight has now. Per layer, with n the fan-in,
+
+        linear, convolution   E[y²] = n·mean(w²)·E[x²] + mean(b²), zero padding counted exactly
+        activation            E[y²] = E[f(√q z)²], and E[f'(√q z)²] for the gradient (quadrature)
+        sum                   E[(x + r)²] = E[x²] + E[r²] + 2·E[x]·E[r]
+        norm                  E[y²] = γ²·Var(x)/(Var(x) + ε) + β²
+
+    and the adjoints on the way back (He et al. 2015, eqs. 9–14, for layers; Schoenholz et al. 2017
+    for activations). What follows a residual sum or a maximum is not Gaussian: its law is kept as
+    128 equally likely values, and so is the gradient's square as a function of the value. What no
+    marginal law knows is read from the pass as a number without scale: how far positions, tokens
+    and samples agree (averages, maxima, batch and group norms, attention). Anything else is
+    measured, named in `not_modelled` and marked.
+
+    The expectation is over weights that are independent with mean 0, whatever they are now: a
+    model that departs from it departs from what is predicted.
+
+    Args:
+        model: in the mode that it is in. It is left bit-identical, also after an error.
+        batch: (inputs, targets), of which only the inputs are used, or the inputs alone. Inputs may
+            be a tensor, or a tuple or dict that is unpacked into forward; a plain tuple of two is
+            taken for (inputs, targets).
+
+    Returns:
+        The prediction, by layer and call in the order of the forward pass.
+
+    Raises:
+        TypeError: the model is not an `nn.Module`, or the batch holds no tensor.
+        ValueError: an empty batch, parameters without values, or inputs on another device.
+
+    Examples:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(300, 400), nn.ReLU(), nn.Linear(400, 10))
+        >>> for row in predict(model, torch.ones(8, 300)).layers:
+        ...     print(f"{row.layer} {row.kind:6} {row.forward:.2f} {row.backward:.4f}")
+        0 linear 0.33 0.0041
+        1 relu   0.17 0.0083
+        2 linear 0.06 1.0000
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r} is not an nn.Module")
+    args, kwargs = _inputs(batch)
+    given = list(tensors((args, kwargs)))
+    _check(model, batch, given)
+    with restored(model, None, given):
+        return _predict(model, args, kwargs)
+
+
+def _inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
+    inputs = batch[0] if pair else batch
+    if isinstance(inputs, dict):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
+
+
+def _check(model: nn.Module, batch: Any, given: list[torch.Tensor]) -> None:
+    if not given:
+        raise TypeError(
+            f"batch={batch!r} holds no tensor; expected (inputs, targets) or inputs: a tensor, or "
+            "a tuple or dict of tensors"
+        )
+    for tensor in given:
+        if not tensor.numel():
+            raise ValueError(f"batch has a tensor of shape {tuple(tensor.shape)}: it is empty")
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta or nn.parameter.is_lazy(parameter):
+            raise ValueError(f"parameter {name!r} has no values yet (meta or lazy)")
+        if parameter.device != given[0].device and given[0].device.type != "cpu":
+            raise ValueError(
+                f"batch is on {given[0].device}, but parameter {name!r} is on {parameter.device}"
+            )
+
+
+def _predict(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prediction:
+    def fresh(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.detach().clone()  # the model may work in place
+        return tensor.requires_grad_().clone() if tensor.is_floating_point() else tensor
+
+    trace = Trace(model)
+    with torch.enable_grad():
+        args, kwargs = replaced(args, fresh), replaced(kwargs, fresh)
+        output = trace.run(model, args, kwargs)
+        outputs = [t for t in tensors(output) if t.is_floating_point()]
+    trace.tape.reverse(outputs, torch.Generator().manual_seed(0))
+    layers = []
+    for call in trace.calls:
+        gradient = call.state.gradient
+        backward = float(gradient.mean()) if gradient is not None else 0.0
+        layers.append(
+            LayerPrediction(
+                call.layer, call.kind, call.number, call.state.scale, backward, call.state.modelled
+            )
+        )
+    return Prediction(tuple(layers), tuple(trace.missing))
