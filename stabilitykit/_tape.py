@@ -146,9 +146,13 @@ class Tape:
         self._edges.append(torch.autograd.graph.get_gradient_edge(tensor))
         return len(self._edges) - 1
 
+    def signed(self, number: int | None) -> Tensor | None:
+        """The measured gradient for a number given by `watch`."""
+        return self.found[number] if number is not None else None
+
     def measured(self, number: int | None) -> Field | None:
         """The measured gradient's square for a number given by `watch`."""
-        gradient = self.found[number] if number is not None else None
+        gradient = self.signed(number)
         return None if gradient is None else gradient.double().square()
 
     def reverse(self, outputs: list[Tensor], generator: torch.Generator) -> None:
