@@ -223,37 +223,39 @@ class Hooks:
             return self.ledger.saturation(z, intervals), self.ledger.dead(z, intervals, dimension)
 
     def _record(self, layer: str, kind: str, output: Any, flatness: tuple[int, int]) -> None:
-        tensor = next(tensors(output), None)
-        if tensor is None:
-            return
-        step, key = self.step, (layer, kind)
-        if in_backward():  # a checkpoint computes its part again
-            if key in step.without_graph and tensor.requires_grad:
-                box: list[Call] = []
+        with torch._C.DisableTorchFunction():  # else each look at a tensor goes through the mode
+            tensor = next(tensors(output), None)
+            if tensor is None:
+                return
+            step, key = self.step, (layer, kind)
+            box: list[Call] = []
+            grows = tensor.requires_grad
+            if in_backward():  # a checkpoint computes its part again
+                if key not in step.without_graph or not grows:
+                    return
                 step.again[key].append(box)
-                self._hook(tensor, step, box)
-            return
-        with Quiet():
-            inner = plain(tensor)
-            written = self.ledger.moments(inner)
-        call = Call(layer, kind, step.counts[key], tuple(inner.shape), written, *flatness)
-        step.counts[key] += 1
-        step.calls.append(call)
-        if tensor.requires_grad:
-            self._hook(tensor, step, [call])
-        else:
-            step.without_graph[key].append(call)
-
-    def _hook(self, tensor: Tensor, step: Step, box: list[Call]) -> None:
-        # On the tensor: full backward hooks of modules raise with in-place activations.
-        handle = tensor.register_hook(partial(self._gradient, step, box))
-        self._tensor_handles.append(handle)
+            else:
+                with Quiet():
+                    inner = plain(tensor)
+                    written = self.ledger.moments(inner)
+                call = Call(layer, kind, step.counts[key], tuple(inner.shape), written, *flatness)
+                step.counts[key] += 1
+                step.calls.append(call)
+                if not grows:
+                    step.without_graph[key].append(call)
+                    return
+                box.append(call)
+            # On the tensor: full backward hooks of modules raise with in-place activations.
+            handle = tensor.register_hook(partial(self._gradient, step, box))
+            self._tensor_handles.append(handle)
 
     def _gradient(self, step: Step, box: list[Call], gradient: Tensor) -> None:
         if step is not self.step:
             return
         self.on_gradient()
-        for key, boxes in step.again.items():  # the calls computed again are the last ones
+        for key, boxes in (
+            step.again.items() if step.again else ()
+        ):  # the calls computed again are the last ones
             calls = step.without_graph[key]
             for again, call in zip(boxes, calls[-len(boxes) :], strict=False):
                 again.append(call)

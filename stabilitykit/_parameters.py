@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -11,14 +12,21 @@ from torch import Tensor, distributed, nn
 from stabilitykit._ledger import Ledger, Written, fetch, has_values
 from stabilitykit._records import ParameterRecord
 
+_PLAIN = (Tensor, nn.Parameter)
+_LEAST = 1e-30  # convention: below it, the squares in float32 are inexact
 
-class _Seen(NamedTuple):
+
+@dataclass
+class _Seen:
     name: str
-    weight: Written
-    gradient: Written | None
-    before: Tensor | None
-    tensor: Tensor  # the local part, to be looked at again after the step
-    groups: tuple[Any, ...]  # process groups over which a sharded parameter is spread
+    parameter: Tensor
+    weight: Tensor  # this process's part of it
+    groups: tuple[Any, ...]  # the process groups over which a sharded parameter is spread
+    written: Written
+    before: Tensor
+    gradient: Tensor | None = None
+    square: int = -1
+    update: int = -1
 
 
 class ParameterMeter:
@@ -32,31 +40,26 @@ class ParameterMeter:
     def __init__(self, model: nn.Module, ledger: Ledger) -> None:
         self.model = model
         self.ledger = ledger
-        self.clear()
+        self.seen: list[_Seen] = []
 
     def clear(self) -> None:
-        self.seen: list[_Seen] = []
-        self.updates: list[int] = []
+        self.seen = []
 
     @torch.no_grad()
-    def before(self, keep: bool) -> None:
-        """Write down weights and gradients; with `keep`, remember weights for `after`."""
+    def before(self) -> None:
+        """Write down weights and gradients, and keep a copy of the (sampled) weights."""
         self.clear()
+        exact = self.ledger.mode == "exact"
         for name, parameter in self.model.named_parameters():
             if isinstance(parameter, nn.UninitializedParameter) or not has_values(parameter):
                 continue
             weight, groups = local(parameter)
-            gradient = parameter.grad
-            self.seen.append(
-                _Seen(
-                    name,
-                    self.ledger.moments(weight, norm=True),
-                    None if gradient is None else self.ledger.moments(_values(gradient), norm=True),
-                    self._copy(weight) if keep and parameter.requires_grad else None,
-                    weight,
-                    groups,
-                )
-            )
+            # A pass over all weights would cost as much as the optimiser's: their sample has to do.
+            copy = weight.double().flatten() if exact else self.ledger.sample(weight)
+            written = self.ledger.row(weight.numel(), copy)
+            seen = _Seen(name, parameter, weight, groups, written, copy)
+            self._gradient(seen)
+            self.seen.append(seen)
 
     @torch.no_grad()
     def after(self, gradients: bool) -> None:
@@ -65,25 +68,48 @@ class ParameterMeter:
         Args:
             gradients: whether to look at these again, since the step itself computed them.
         """
-        if gradients:
-            now = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-            self.seen = [
-                seen._replace(gradient=self.ledger.moments(_values(now[seen.name]), norm=True))
-                if seen.name in now
-                else seen
-                for seen in self.seen
-            ]
+        exact = self.ledger.mode == "exact"
         for seen in self.seen:
-            moved = -1
-            if seen.before is not None and seen.before.numel():
-                moved = self.ledger.update(seen.before, self._copy(seen.tensor))
-            self.updates.append(moved)
+            if gradients:
+                self._gradient(seen)
+            if seen.gradient is not None and seen.before.numel():
+                weight = seen.weight
+                now = weight.double().flatten() if exact else self.ledger.sample(weight)
+                seen.update = self.ledger.update(seen.before, now)
 
-    def _copy(self, weight: Tensor) -> Tensor:
-        if self.ledger.mode == "exact":
-            return weight.detach().double().flatten()
-        return self.ledger.sample(weight.detach())
+    def _gradient(self, seen: _Seen) -> None:
+        gradient = seen.parameter.grad
+        if gradient is None:
+            return
+        gradient, _ = local(gradient)
+        if gradient.is_sparse:  # entries at the same place are summed
+            gradient = gradient.coalesce().values()
+        seen.gradient = gradient
+        if self.ledger.mode == "sampled":
+            seen.square = self.ledger.moments(gradient).slot
+        elif self.ledger.mode == "hybrid":
+            seen.square = self.ledger.square(gradient)
 
+    def _read_gradient(self, seen: _Seen) -> tuple[float, int]:
+        """Sum of squares, and how many entries are not finite."""
+        gradient = seen.gradient
+        if gradient is None or not gradient.numel():
+            return 0.0, 0
+        if self.ledger.mode == "sampled":
+            moments = self.ledger.read_moments(Written(gradient.numel(), seen.square))
+            return moments.rms**2 * gradient.numel(), moments.nonfinite
+        if self.ledger.mode == "hybrid":
+            square = self.ledger.values(seen.square)[0]
+            if _LEAST < square < math.inf:
+                return square, 0
+        # Out of float32's range, or not finite: worth a second look.
+        whole = gradient.detach().flatten()
+        norm = torch.linalg.vector_norm(whole, dtype=torch.promote_types(whole.dtype, torch.double))
+        bad = whole.isfinite().logical_not().sum()
+        square, count = fetch(torch.stack([norm.square().double(), bad.double()]))
+        return square, round(count)
+
+    @torch.no_grad()
     def read(self, step: int, collective: bool = True) -> list[ParameterRecord]:
         """The records, after the ledger was read.
 
@@ -92,53 +118,37 @@ class ParameterMeter:
             collective: whether the other processes read, too; else sharded parameters are left out.
         """
         rows: list[list[float]] = []
-        for index, seen in enumerate(self.seen):
-            weight = self.ledger.read_norm(seen.weight)
-            gradient = self.ledger.read_norm(seen.gradient) if seen.gradient else (0.0, 0)
-            slot = self.updates[index] if self.updates else -1
-            moved, start = self.ledger.values(slot) if slot >= 0 else (0.0, 0.0)
-            # A sample of a shard stands for the whole shard.
-            scale = seen.tensor.numel() / max(1, 0 if seen.before is None else seen.before.numel())
-            rows.append(
-                [
-                    weight[0] ** 2,
-                    weight[1],
-                    gradient[0] ** 2,
-                    gradient[1],
-                    scale * moved,
-                    scale * start,
-                ]
-            )
+        for seen in self.seen:
+            moments = self.ledger.read_moments(seen.written)
+            square, bad = self._read_gradient(seen)
+            moved, start = self.ledger.values(seen.update) if seen.update >= 0 else (0.0, 0.0)
+            numel = seen.weight.numel()
+            scale = numel / max(1, seen.before.numel())  # a sample of a shard stands for all of it
+            weight = moments.rms**2 * numel if numel else 0.0
+            rows.append([weight, moments.nonfinite, square, bad, scale * moved, scale * start])
         kept = list(zip(self.seen, rows, strict=True))
         if any(seen.groups for seen in self.seen):
             kept = _summed(kept) if collective else [k for k in kept if not k[0].groups]
-        records = []
-        for seen, (norm, bad, grad, grad_bad, moved, start) in kept:
-            known = seen.gradient is not None
-            moves = known and bool(self.updates) and start > 0
-            records.append(
-                ParameterRecord(
-                    step,
-                    seen.name,
-                    math.sqrt(grad) if known else None,
-                    math.sqrt(norm),
-                    math.sqrt(moved / start) if moves else None,
-                    round(bad),
-                    round(grad_bad) if known else None,
-                )
-            )
-        return records
+        return [_record(step, seen, row) for seen, row in kept]
 
 
-def _values(gradient: Tensor) -> Tensor:
-    """Those of a sparse gradient are summed over repeated places first."""
-    gradient, _ = local(gradient)
-    return gradient.coalesce().values() if gradient.is_sparse else gradient.detach()
+def _record(step: int, seen: _Seen, row: list[float]) -> ParameterRecord:
+    weight, bad, gradient, gradient_bad, moved, start = row
+    known = seen.gradient is not None
+    return ParameterRecord(
+        step,
+        seen.name,
+        math.sqrt(gradient) if known else None,
+        math.sqrt(weight),
+        math.sqrt(moved / start) if seen.update >= 0 and start > 0 else None,
+        round(bad),
+        round(gradient_bad) if known else None,
+    )
 
 
 def local(tensor: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
     """This process's part of a sharded tensor, and the groups over which it is spread."""
-    if not hasattr(tensor, "device_mesh"):
+    if type(tensor) in _PLAIN or not hasattr(tensor, "device_mesh"):
         return tensor.detach(), ()
     groups = tuple(
         tensor.device_mesh.get_group(dimension)
@@ -150,14 +160,14 @@ def local(tensor: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
 
 def _summed(kept: list[tuple[_Seen, list[float]]]) -> list[tuple[_Seen, list[float]]]:
     """Sums of squares over the processes; one collective for each set of groups."""
-    totals = {index: row for index, (_, row) in enumerate(kept)}
+    totals = [row for _, row in kept]
     for groups in dict.fromkeys(seen.groups for seen, _ in kept if seen.groups):
         places = [index for index, (seen, _) in enumerate(kept) if seen.groups == groups]
-        device = kept[places[0]][0].tensor.device
-        values = torch.tensor([kept[i][1] for i in places], dtype=torch.float64, device=device)
+        device = kept[places[0]][0].weight.device
+        values = torch.tensor([totals[i] for i in places], dtype=torch.float64, device=device)
         for group in groups:
             distributed.all_reduce(values, group=group)
         numbers = iter(fetch(values.flatten()))
         for place in places:
-            totals[place] = [next(numbers) for _ in range(6)]
-    return [(seen, totals[index]) for index, (seen, _) in enumerate(kept)]
+            totals[place] = [next(numbers) for _ in totals[place]]
+    return [(seen, row) for (seen, _), row in zip(kept, totals, strict=True)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.nn import Parameter
 
 from stabilitykit._ledger import has_values
 from stabilitykit._parameters import local
@@ -23,6 +23,8 @@ def in_backward() -> bool:
 
 def plain(tensor: Tensor) -> Tensor:
     """The values under the wrappers of torch.func, or this process's part of a sharded tensor."""
+    if type(tensor) in (Tensor, Parameter) and not _functorch.is_functorch_wrapped_tensor(tensor):
+        return tensor
     while _functorch.is_functorch_wrapped_tensor(tensor):
         tensor = _functorch.get_unwrapped(tensor)
     return local(tensor)[0]
@@ -31,16 +33,22 @@ def plain(tensor: Tensor) -> Tensor:
 class Quiet:
     """Without autograd, modes, and the transforms of torch.func, whose results die with them."""
 
+    __slots__ = ("_grad", "_modes", "_transforms")
+
     def __enter__(self) -> None:
-        self._stack = ExitStack()
         self._grad = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
-        self._stack.enter_context(torch._C.DisableTorchFunction())
+        self._modes = torch._C.DisableTorchFunction()
+        self._modes.__enter__()
+        self._transforms: Any = None
         if _functorch.peek_interpreter_stack() is not None:
-            self._stack.enter_context(temporarily_clear_interpreter_stack())
+            self._transforms = temporarily_clear_interpreter_stack()
+            self._transforms.__enter__()
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(self, *error: Any) -> None:
+        if self._transforms is not None:
+            self._transforms.__exit__(None, None, None)
+        self._modes.__exit__(None, None, None)
         torch._C._set_grad_enabled(self._grad)
 
 

@@ -116,7 +116,7 @@ class Recorder:
     def _before_update(self, *_: Any) -> None:
         if self.hooks.attached:
             self._gradients = self.hooks.step.gradients
-            self.meter.before(keep=True)
+            self.meter.before()
 
     def _after_update(self, *_: Any) -> None:
         if self.hooks.attached:
@@ -140,7 +140,7 @@ class Recorder:
 
     def _after_backward(self) -> None:
         if self._running and self.hooks.step.started:
-            self.meter.before(keep=False)
+            self.meter.before()
 
     @torch.no_grad()
     def _write_scale(self) -> None:
@@ -160,7 +160,7 @@ class Recorder:
         step, number = self.hooks.step, self.step
         with torch.no_grad():
             if not self.meter.seen:
-                self.meter.before(keep=False)
+                self.meter.before()
             self.ledger.read()
         parameters = self.meter.read(number, collective)
         scale = self.ledger.value(self._scale) if self._scale is not None else 1.0
