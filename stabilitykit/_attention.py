@@ -1,9 +1,10 @@
 """How second moments pass attention and products of hidden tensors.
 
-Over random weights the logits of one query are Gaussian, of variance τ² = scale²·d·E[q²]·E[k²], and
-correlated between keys as the keys are. So E[Σ a²] of softmax is a Gaussian mean, and what attention
-makes of the values follows from it and from how far tokens agree: Gram matrices of queries, keys,
-values and of the output's gradient, divided by their diagonal, are read from the pass.
+Over random weights the logits of one query are Gaussian, of variance τ² = scale²·d·E[q²]·E[k²],
+and correlated between keys as the keys are. So E[Σ a²] of softmax is a Gaussian mean, and what
+attention makes of the values follows from it and from how far tokens agree: Gram matrices of
+queries, keys, values and of the output's gradient, divided by their diagonal, are read from the
+pass.
 """
 
 from __future__ import annotations

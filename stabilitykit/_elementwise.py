@@ -37,7 +37,9 @@ class Elementwise:
         floor = float(grid[0])  # of an interval in which f²/q is smooth
         if not torch.isfinite(grid).all():
             nan = torch.full((), math.nan, dtype=torch.float64).to(state.square.device)
-            return State(nan.expand(state.square.shape), _law.gaussian())
+            lost = State(nan.expand(state.square.shape), _law.gaussian())
+            tape.step(lambda: state.receive(None if lost.gradient is None else lost.square))
+            return lost
         points = grid.sqrt()[:, None] * state.law.values
         values, slopes = (
             torch.from_numpy(part.copy()).reshape(points.shape)

@@ -37,7 +37,8 @@ ISOLATED = {
 }  # fmt: skip
 WANTS_FUNCTION = {
     "cat", "concat", "concatenate", "stack", "hstack", "vstack", "layer_norm", "rms_norm",
-    "batch_norm", "instance_norm", "mean", "sum", "interpolate", "upsample", "matmul", "rmatmul", "bmm", "mm",
+    "batch_norm", "instance_norm", "mean", "sum", "interpolate", "upsample",
+    "matmul", "rmatmul", "bmm", "mm",
 }  # fmt: skip
 
 

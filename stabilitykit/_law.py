@@ -77,8 +77,8 @@ def combine(
 
 
 def normalised(weights: Tensor | None) -> Tensor | None:
-    """Weights of the atoms with mean 1; None stands for all equal."""
+    """Weights of the atoms with mean 1; None, which stands for all equal, where all are 0."""
     if weights is None:
         return None
     mean = weights.mean()
-    return weights / mean if mean > 0 else torch.zeros_like(weights)
+    return weights / mean if mean > 0 else None

@@ -58,8 +58,8 @@ def _linear(
     tape: Tape, out: Tensor, x: Any, weight: Tensor, bias: Tensor | None = None
 ) -> State | None:
     state = tape.of(x)
-    if state is None or tape.of(weight) is not None:
-        return None
+    if state is None or tape.of(weight) is not None or id(weight) in tape.tables:
+        return None  # a weight that is tied to an embedding is not independent of x
 
     def spread(field: Field) -> Field:
         return field.sum(-1, keepdim=True).expand(out.shape)
@@ -115,7 +115,8 @@ def _transposed(
 
 
 @rule("embedding")
-def _embedding(tape: Tape, out: Tensor, *_: Any, **__: Any) -> State:
+def _embedding(tape: Tape, out: Tensor, _: Any, weight: Tensor, *__: Any, **___: Any) -> State:
+    tape.tables.add(id(weight))
     square = out.detach().double().square()
     return State(square.mean(-1, keepdim=True).expand(out.shape), _law.gaussian())
 

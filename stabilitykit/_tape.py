@@ -109,6 +109,7 @@ class Tape:
         self._states: dict[int, State] = {}
         self._alive: list[Tensor] = []  # an id is unique only while its tensor lives
         self._constants: set[int] = set()
+        self.tables: set[int] = set()  # ids of embeddings' weights
         self._back: list[Callable[[], None]] = []
         self._edges: list[Any] = []
         self.found: list[Tensor | None] = []

@@ -90,8 +90,13 @@ class Trace(TorchFunctionMode):
                 kind = type(module).__name__.lower()
                 self._check(output, kind, self._names[module])
                 state = self.tape.of(output)
-                if state is not None:
-                    self._call(self._names[module], kind, state)
+                if state is None:  # made of weights and integers, such as an embedding bag's
+                    drawn = output.requires_grad
+                    if drawn:
+                        self._miss(kind, self._names[module])
+                    state = State.measured(output, known=not drawn, modelled=not drawn)
+                    self.tape.set(output, state)
+                self._call(self._names[module], kind, state)
 
     def _call(self, layer: str, kind: str, state: State) -> None:
         number = self._numbers.get((layer, kind), 0)
@@ -149,7 +154,8 @@ class Trace(TorchFunctionMode):
         if known and name not in MOVES and name not in WEIGHTED and name != "embedding":
             pass
         elif rules:
-            with torch.no_grad():
+            # Hooks on saved tensors, such as a checkpoint's, are not for what the rules compute.
+            with torch.no_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
                 result = self._model(name, func, args, kwargs, out, tracked)
         if result is None:
             if edges is None:
@@ -255,6 +261,10 @@ class Trace(TorchFunctionMode):
                 state.receive(self.tape.measured(edge))
 
         self.tape.step(back)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _is_leaf(module: nn.Module) -> bool:
