@@ -5,8 +5,9 @@ from typing import Any
 from stabilitykit.curvature import hvp
 from stabilitykit.datasets import Digits, digits, polynomial_regression
 from stabilitykit.descent import Path, descend
+from stabilitykit.diagnosis import Diagnosis, Finding, diagnose
 from stabilitykit.gains import Gain, gain, gain_table, second_moment, slope_moment
-from stabilitykit.initialization import lsuv
+from stabilitykit.initialization import Initialized, initialize, lsuv
 from stabilitykit.meanfield import MeanField, critical_weight_var
 from stabilitykit.networks import MLP, Ensemble
 from stabilitykit.prediction import LayerPrediction, Prediction, predict
@@ -20,10 +21,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MLP",
+    "Diagnosis",
     "Digits",
     "Ensemble",
+    "Finding",
     "Gain",
     "History",
+    "Initialized",
     "LayerPrediction",
     "MeanField",
     "NonFinite",
@@ -36,11 +40,13 @@ __all__ = [
     "SignalProfile",
     "critical_weight_var",
     "descend",
+    "diagnose",
     "digits",
     "fit",
     "gain",
     "gain_table",
     "hvp",
+    "initialize",
     "lsuv",
     "newton_root",
     "plots",

@@ -57,9 +57,7 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 
 def _hook_tables(owner: Any) -> list[dict[Any, Any]]:
     return [
-        value
-        for name, value in vars(owner).items()
-        if "hook" in name and isinstance(value, dict)
+        value for name, value in vars(owner).items() if "hook" in name and isinstance(value, dict)
     ]
 
 
@@ -131,9 +129,7 @@ class _OptimizerState:
             self.entries.append((key, entry, kept))
             if isinstance(kept, dict):
                 tensors += [v for v in kept.values() if isinstance(v, Tensor)]
-                kept |= {
-                    k: copy.deepcopy(v) for k, v in kept.items() if not isinstance(v, Tensor)
-                }
+                kept |= {k: copy.deepcopy(v) for k, v in kept.items() if not isinstance(v, Tensor)}
         tensors += [v for _, g in self.groups for v in g.values() if isinstance(v, Tensor)]
         self.values = Values(tensors)
 

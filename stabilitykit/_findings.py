@@ -1,0 +1,122 @@
+"""What a diagnosis can find: the codes, the page that explains each, and the thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Every threshold of the diagnosis, with its reason. "convention" marks a choice.
+
+# Depth scales e^-6 in amplitude, from the first weighted layer to the last hidden one. Schoenholz
+# et al. 2017 (arXiv 1611.01232, section 5) find networks trainable to about six depth scales of
+# the second moment; that is where training slows, and torch's default MLPs of five layers pass it
+# and train. Convention: twice that, six scales of the amplitude, a factor of 403.
+SCALES = 6.0
+
+# Derived: the log of the second moment walks at random with a variance of about 5 per layer and
+# unit of width for ReLU (Hanin & Rolnick 2018, arXiv 1803.01719). Convention: three deviations.
+WALK = 5.0
+DEVIATIONS = 3.0
+
+# Convention: a layer where more than half of the entries are on the flat part of a bounded
+# activation. A unit normal pre-activation has 0.3 % there for tanh and none for sigmoid.
+SATURATED = 0.5
+
+# Derived: with weights symmetric about zero a unit is off for all of a batch with probability ½ at
+# most, whatever the batch, so more than ½ + 3 standard errors of a share is no chance.
+DEAD = 0.5
+
+# Convention: more than half of a layer's units are exact copies.
+TIED = 0.5
+
+# Convention: gains assume inputs of second moment 1. Digits as 0…16 have 8 and train; bytes as
+# 0…255 have more than 100 and do not at usual rates. An offset of 10 standard deviations makes the
+# condition number at least 1 + 100 n for n inputs.
+INPUT_LARGE = 30.0
+INPUT_SMALL = 1 / 100
+INPUT_OFFSET = 10.0
+
+# Derived: along a direction of curvature λ, gradient descent with lr·λ > 2 raises the loss; up to
+# 4 it may yet settle in a flatter place (Lewkowycz et al. 2020, arXiv 2003.02218, section 3).
+STEP_LARGE = 4.0
+# Convention: the loss still falls in a straight line at ten thousand times the step.
+STEP_SMALL = 1e-4
+
+PAGES = {
+    "non-finite": "signal/variance-propagation/",
+    "vanishing-signal": "signal/kaiming/",
+    "exploding-signal": "signal/variance-propagation/",
+    "vanishing-gradient": "signal/vanishing-exploding/",
+    "exploding-gradient": "signal/edge-of-chaos/",
+    "saturated": "signal/saturation/",
+    "dead-units": "signal/seeds/",
+    "tied-units": "signal/zero-centred/",
+    "no-gradient": "backprop/computational-graph/",
+    "unscaled-input": "descent/conditioning/",
+    "mismatched-loss": "loss/sigmoid-bce/",
+    "update-too-large": "descent/gradient-descent/",
+    "update-too-small": "descent/gradient-descent/",
+}
+CODES = tuple(PAGES)
+
+# A cause hides the findings that follow from it: they are judged again once it is mended.
+HIDES = {
+    "unscaled-input": {
+        *("saturated", "dead-units", "exploding-signal", "vanishing-signal", "update-too-large"),
+        *("vanishing-gradient", "exploding-gradient", "update-too-small"),
+    },
+    "tied-units": {
+        *("vanishing-signal", "exploding-signal", "vanishing-gradient", "exploding-gradient"),
+        *("no-gradient", "dead-units", "saturated", "update-too-small", "update-too-large"),
+    },
+    "dead-units": {
+        *("no-gradient", "vanishing-signal", "vanishing-gradient", "update-too-small"),
+    },
+    "exploding-signal": {"saturated", "update-too-large"},
+    "exploding-gradient": {"update-too-large"},
+    "mismatched-loss": {"no-gradient", "update-too-small", "update-too-large"},
+    "no-gradient": {"update-too-small"},
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        code: one of `non-finite`, `vanishing-signal`, `exploding-signal`, `vanishing-gradient`,
+            `exploding-gradient`, `saturated`, `dead-units`, `tied-units`, `no-gradient`,
+            `unscaled-input`, `mismatched-loss`, `update-too-large`, `update-too-small`.
+        layer: where it starts: a name in `named_modules` or `named_parameters`, "input" or "loss".
+        measured: what was measured, a number or words.
+        expected: what a healthy model has there.
+        severity: "error" where the model cannot learn like this, "warning" where it learns badly.
+        remedy: one sentence with the call that mends it.
+        page: path of the page that explains it.
+    """
+
+    code: str
+    layer: str
+    measured: float | str
+    expected: float | str
+    severity: str
+    remedy: str
+    page: str
+
+
+def finding(
+    code: str,
+    layer: str,
+    measured: float | str,
+    expected: float | str,
+    remedy: str,
+    severity: str = "error",
+) -> Finding:
+    """A finding with its page."""
+    return Finding(code, layer, measured, expected, severity, remedy, PAGES[code])
+
+
+def causes(found: list[Finding]) -> tuple[Finding, ...]:
+    """Findings without those that another one explains, in the order of the codes."""
+    hidden = {code for one in found for code in HIDES.get(one.code, ())}
+    kept = [one for one in found if one.code not in hidden]
+    return tuple(sorted(kept, key=lambda one: CODES.index(one.code)))

@@ -1,0 +1,251 @@
+"""What a diagnosis needs to know of one training step, beyond the probe's records."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stabilitykit._restore import Randomness
+
+WEIGHTED = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.modules.conv._ConvNd,
+    nn.RNNBase,
+    nn.MultiheadAttention,
+)
+NORMALISING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+class Signal(NamedTuple):
+    """The output of one call of a weighted or normalising layer.
+
+    Attributes:
+        layer: name in `named_modules`.
+        kind: lower-case class name.
+        call: how often the layer was called before in this step.
+        weighted: whether it multiplies by a weight matrix.
+        units: width of the output.
+        source: amplitude of its input: the rms, over units, of the deviation from the mean over
+            the batch (of the whole input where the batch has one sample).
+        amplitude: the same of its output.
+    """
+
+    layer: str
+    kind: str
+    call: int
+    weighted: bool
+    units: int
+    source: float
+    amplitude: float
+
+
+class Feed(NamedTuple):
+    """What a weighted layer receives straight from the batch.
+
+    Attributes:
+        layer: the layer.
+        rms: root mean square of all entries that are not zero.
+        offset: |mean| over standard deviation, in root mean squares over the features.
+        channels: the dimension of the features.
+        images: whether it has two dimensions more.
+    """
+
+    layer: str
+    rms: float
+    offset: float
+    channels: int
+    images: bool
+
+
+@dataclass
+class Watch:
+    """Hooks on the layers of a model for one forward pass."""
+
+    signals: list[Signal] = field(default_factory=list)
+    feeds: list[Feed] = field(default_factory=list)
+    entered: list[str] = field(default_factory=list)  # modules whose forward has not ended
+
+    @contextlib.contextmanager
+    def on(self, model: nn.Module, batch: list[Tensor]) -> Iterator[Watch]:
+        raw = {tensor.data_ptr() for tensor in batch if tensor.is_floating_point()}
+        calls: dict[str, int] = {}
+        handles = []
+
+        def enter(name: str) -> Callable[..., None]:
+            return lambda *_: self.entered.append(name)
+
+        def leave(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+                self.entered.pop()
+                if isinstance(module, WEIGHTED + NORMALISING):
+                    call = calls.get(name, 0)
+                    calls[name] = call + 1
+                    self._record(name, module, call, (args, kwargs), output, raw)
+
+            return hook
+
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(enter(name)))
+            handles.append(module.register_forward_hook(leave(name), with_kwargs=True))
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _record(
+        self, name: str, module: nn.Module, call: int, given: Any, output: Any, raw: set[int]
+    ) -> None:
+        source, result = first_tensor(given), first_tensor(output)
+        if source is None or result is None:
+            return
+        weighted = isinstance(module, WEIGHTED)
+        direct = not any(signal.weighted for signal in self.signals) or source.data_ptr() in raw
+        normalised = any(not signal.weighted for signal in self.signals)
+        if weighted and call == 0 and direct and not normalised:
+            self.feeds.append(_feed(name, module, source.detach()))
+        kind = type(module).__name__.lower()
+        units = result.shape[1] if isinstance(module, nn.modules.conv._ConvNd) else result.shape[-1]
+        amplitudes = amplitude(source.detach()), amplitude(result.detach())
+        self.signals.append(Signal(name, kind, call, weighted, int(units), *amplitudes))
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The first floating-point tensor in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() and value.numel() else None
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):
+        return next((t for t in map(first_tensor, value) if t is not None), None)
+    return None
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for part in value for t in tensors(part)] if isinstance(value, (tuple, list)) else []
+
+
+def amplitude(x: Tensor) -> float:
+    """Rms over units of the deviation from the batch's mean; what differs between samples."""
+    x = x.double()
+    if x.ndim > 1 and x.shape[0] > 1:
+        x = x - x.mean(0)
+    return float(x.square().mean().sqrt())
+
+
+def _feed(name: str, module: nn.Module, x: Tensor) -> Feed:
+    channels = 1 if isinstance(module, nn.modules.conv._ConvNd) and x.ndim > 2 else x.ndim - 1
+    x = x.double()
+    filled = x[x != 0]
+    rms = float(filled.square().mean().sqrt()) if filled.numel() else 0.0
+    features = x.movedim(channels, 0).flatten(1)
+    spread = float(features.var(1, correction=0).mean()) if features.shape[1] > 1 else 0.0
+    offset = (float(features.mean(1).square().mean()) / spread) ** 0.5 if spread else 0.0
+    return Feed(name, rms, offset, channels, x.ndim == 4)
+
+
+class Line(NamedTuple):
+    """The loss along the optimizer's step.
+
+    Attributes:
+        loss: before the step.
+        promise: the change that the gradient promises, g·Δw; negative where the step descends.
+        stretch: step length over the best one. Along Δw the loss is L + g·Δw k + c k²/2 to second
+            order, its minimum at k = −g·Δw/c; the stretch is the inverse, c/|g·Δw|, which is lr·λ
+            for plain gradient descent along an eigenvector of curvature λ.
+        factor: the power of ten by which to multiply the step to bring the stretch below one.
+        layer: the weight that changes most, relative to its size.
+        ratio: that change.
+    """
+
+    loss: float
+    promise: float
+    stretch: float
+    factor: float
+    layer: str
+    ratio: float
+
+
+def stretch(loss: float, after: float, promise: float) -> float:
+    """2 (ΔL − g·Δw) / |g·Δw|, infinite where the loss is not finite.
+
+    Examples:
+        A step of 3/λ on λx²/2 from x = 1 with λ = 1, thus to x = −2:
+
+        >>> stretch(0.5, 2.0, -3.0)
+        3.0
+    """
+    bend = after - loss - promise
+    if abs(bend) < 16 * torch.finfo(torch.float32).eps * abs(loss):  # rounding of the loss
+        return 0.0
+    return 2 * bend / abs(promise) if bend == bend else float("inf")
+
+
+# Derived: half a unit in the last place of float32; a weight moved by less stays where it is.
+LOST = 2.0**-24
+
+
+def along(
+    model: nn.Module,
+    before: dict[str, Tensor],
+    loss: float,
+    evaluate: Callable[[], float],
+    randomness: Randomness,
+) -> Line | None:
+    """Measure the loss along the step that the optimizer has just made; None if it descends not.
+
+    Args:
+        model: after the step, with the gradients of the step.
+        before: its parameters before the step.
+        loss: before the step.
+        evaluate: computes the loss.
+        randomness: the random state in which `loss` was computed.
+    """
+    parameters = {n: p for n, p in model.named_parameters() if p.grad is not None}
+    with torch.no_grad():
+        moves = {n: p.detach() - before[n] for n, p in parameters.items()}
+        promise = sum(
+            float((_dense(p.grad).double() * moves[n].double()).sum())
+            for n, p in parameters.items()
+        )
+        ratios = {
+            n: float(moves[n].norm() / before[n].norm().clamp_min(1e-30))
+            for n, p in parameters.items()
+            if p.ndim > 1
+        }
+    layer = max(ratios, key=lambda n: ratios[n], default="")
+    ratio = ratios.get(layer, 0.0)
+    if ratio < LOST or not any(bool(move.any()) for move in moves.values()):
+        return Line(loss, 0.0, 0.0, 0.0, layer, ratio)
+    if not promise < 0:
+        return None
+
+    def at(scale: float) -> float:
+        randomness.restore()
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(before[name] + scale * moves[name])
+            return stretch(loss, evaluate(), scale * promise)
+
+    value, factor = at(1.0), 1.0
+    while value > 1 and factor > 1e-12 and at(factor) > 1:
+        factor /= 10
+    while value <= 1 and factor < 1e12 and at(10 * factor) <= 1:
+        factor *= 10
+    return Line(loss, promise, value, factor, layer, ratio)
+
+
+def _dense(gradient: Tensor | None) -> Tensor:
+    assert gradient is not None
+    return gradient.to_dense() if gradient.is_sparse else gradient

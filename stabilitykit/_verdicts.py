@@ -1,0 +1,291 @@
+"""The rules of a diagnosis: measurements in, findings out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stabilitykit import _findings as f
+from stabilitykit._findings import Finding, finding
+from stabilitykit._measure import WEIGHTED, Feed, Line, Signal
+
+# Activations that are flat on both sides, and where: |f'| is below 1 % of its maximum beyond.
+BOUNDED = {
+    "tanh": math.acosh(10),
+    "sigmoid": 2 * math.acosh(10),
+    "hardtanh": 1.0,
+    "hardsigmoid": 3.0,
+    "softsign": 9.0,
+}
+_FLOOR = 1e-300  # so that the logarithm of an exact zero is finite
+
+
+def _log(value: float) -> float:
+    return math.log(max(value, _FLOOR))
+
+
+def allowance(stack: Sequence[Signal]) -> float:
+    """How far the log amplitude may move through these layers, see `SCALES` and `WALK`."""
+    walk = f.WALK * sum(1 / s.units for s in stack if s.weighted)
+    return f.SCALES + f.DEVIATIONS * math.sqrt(walk) / 2  # half: the amplitude is a square root
+
+
+def onset(falls: Sequence[float]) -> int:
+    """The first entry that falls at least half as much as they do on average.
+
+    Examples:
+        >>> onset([1.0, 1.1, 0.9]), onset([0.0, 0.1, 9.0, 0.0])
+        (0, 2)
+    """
+    share = sum(falls) / (2 * len(falls))
+    return next(i for i, fall in enumerate(falls) if fall >= share)
+
+
+def _envelope(values: Sequence[float], worst: Callable[[float, float], float]) -> list[float]:
+    """The largest (or smallest) of each value and all that follow it."""
+    found = list(values)
+    for i in range(len(found) - 2, -1, -1):
+        found[i] = worst(found[i], found[i + 1])
+    return found
+
+
+def rescaling(model: nn.Module, records: Sequence[Any]) -> str:
+    """What mends the scale of all layers."""
+    last = max((i for i, r in enumerate(records) if r.saturated is None), default=0)
+    call = "call `sk.lsuv(model, batch)`"
+    if any(r.kind == "sigmoid" for r in records[:last]):
+        return f"Replace the sigmoids between layers by nn.ReLU(), then {call}."
+    return call[0].upper() + call[1:] + "."
+
+
+def owner(layer: str) -> str:
+    """The expression for a module by its name."""
+    return f"model.get_submodule({layer!r})"
+
+
+def _again(layer: str) -> str:
+    return f"Draw that layer's weights again: `{owner(layer)}.reset_parameters()`."
+
+
+def _cure(falls: Sequence[float], layer: str, rescale: str) -> str:
+    """Draw one layer again where it alone is at fault, else rescale all."""
+    alone = len(falls) > 1 and max(falls) > sum(falls) / 2
+    return _again(layer) if alone else rescale
+
+
+def forward(signals: Sequence[Signal], rescale: str) -> list[Finding]:
+    """vanishing-signal (before the last weighted layer, the head) and exploding-signal.
+
+    What is restored or unused later does not count: an amplitude has vanished where all that
+    follows is as small, and exploded where all is as large.
+    """
+    heads = [i for i, s in enumerate(signals) if s.weighted]
+    found: list[Finding] = []
+    if not heads or not signals[0].source > 0:
+        return found
+    # What the next layer receives is more than this output where a skip connection is added.
+    hidden = [
+        s._replace(amplitude=max(s.amplitude, following.source))
+        for s, following in pairwise(signals[: heads[-1] + 1])
+    ]
+    for code, worst, stack, sign in (
+        ("vanishing-signal", max, hidden, -1),
+        # Zeros (a branch that starts at zero) say nothing about explosion.
+        ("exploding-signal", min, [s for s in signals if s.amplitude > 0], 1),
+    ):
+        if not stack:
+            continue
+        logs = [_log(signals[0].source)]
+        logs += _envelope([_log(s.amplitude) for s in stack], worst)
+        found += _change(code, sign, logs, stack, rescale)
+    return found
+
+
+def backward(
+    signals: Sequence[Signal], norms: Sequence[float | None], rescale: str
+) -> list[Finding]:
+    """vanishing-gradient and exploding-gradient, from the last hidden layer to the first.
+
+    The norm of the gradient over all entries of an output is kept by weights of variance 2/fan-in
+    under ReLU whatever the widths, so 1 is expected of every layer.
+
+    Args:
+        signals: the layers.
+        norms: of the gradient of each output; None where there is none.
+        rescale: what to do where all layers are at fault.
+    """
+    heads = [i for i, s in enumerate(signals) if s.weighted]
+    hidden = signals[: heads[-1]] if heads else []
+    pairs = [(s, n) for s, n in zip(hidden, norms, strict=False) if n is not None][::-1]
+    if len(pairs) < 2 or not pairs[0][1] > 0:
+        return []
+    # A step from one output to the one below is the work of the layer above.
+    stack = [s for s, _ in pairs]
+    logs = [_log(norm) for _, norm in pairs]
+    found = []
+    for code, worst, sign in (("vanishing-gradient", max, -1), ("exploding-gradient", min, 1)):
+        path = [logs[0], *_envelope(logs[1:], worst)]
+        found += _change(code, sign, path, stack, rescale)
+    return found
+
+
+def _change(
+    code: str, sign: int, path: Sequence[float], stack: Sequence[Signal], rescale: str
+) -> list[Finding]:
+    total = path[-1] - path[0]
+    if sign * total <= allowance(stack):
+        return []
+    steps = [max(0.0, sign * (b - a)) for a, b in pairwise(path)]
+    layer = stack[onset(steps)].layer
+    return [finding(code, layer, math.exp(min(total, 700)), 1.0, _cure(steps, layer, rescale))]
+
+
+def activations(model: nn.Module, records: Sequence[Any], rescale: str) -> list[Finding]:
+    """saturated and dead-units, at the layer with parameters that feeds the activation.
+
+    Activations after the last weighted layer are outputs, which may well be at 0 and 1.
+    """
+    modules = dict(model.named_modules())
+    holds = {name for name, m in modules.items() if list(m.parameters(recurse=False))}
+    layers = [i for i, r in enumerate(records) if r.saturated is None]
+    weighted = [i for i in layers if isinstance(modules.get(records[i].layer), WEIGHTED)]
+    found: dict[str, Finding] = {}
+    feeding = ""
+    for record in records[: weighted[-1]] if weighted else []:
+        if record.saturated is None:
+            feeding = record.layer if record.layer in holds else feeding
+            continue
+        if record.kind in BOUNDED:
+            code, share, limit = "saturated", record.saturated, f.SATURATED
+            expected = math.erfc(BOUNDED[record.kind] / math.sqrt(2))
+            remedy = rescale
+        else:
+            units = record.shape[1] if len(record.shape) > 3 else record.shape[-1]
+            code, share = "dead-units", record.dead
+            limit = expected = f.DEAD + f.DEVIATIONS * math.sqrt(0.25 / units)
+            remedy = _again(feeding)
+        if share is not None and share > limit and code not in found:
+            remedy = _unbias(modules.get(feeding), feeding) or remedy
+            found[code] = finding(code, feeding, share, expected, remedy)
+    return list(found.values())
+
+
+def _unbias(module: nn.Module | None, layer: str) -> str:
+    """A remedy where the bias outweighs the weights, else nothing."""
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
+        return ""
+    rows = weight.detach().flatten(1).norm(dim=1) if weight.ndim > 1 else weight.detach().abs()
+    if float(bias.detach().abs().mean()) <= float(rows.mean()):
+        return ""
+    return f"Take that layer's bias back to zero: `nn.init.zeros_({owner(layer)}.bias)`."
+
+
+def tied(model: nn.Module, signals: Sequence[Signal]) -> list[Finding]:
+    """tied-units: equal incoming weights that also get equal gradients, thus stay equal."""
+    modules = dict(model.named_modules())
+    for signal in signals:
+        module = modules[signal.layer]
+        if not isinstance(module, WEIGHTED):
+            continue
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.ndim < 2 or weight.grad is None or weight.shape[0] < 2:
+                continue
+            bias = module._parameters.get(name.replace("weight", "bias"))
+            share = _twins(weight, bias if bias is not weight else None)
+            if share > f.TIED:
+                remedy = (
+                    "Draw all weights again, each unit its own: `model.apply(lambda m: "
+                    "m.reset_parameters() if hasattr(m, 'reset_parameters') else None)`."
+                )
+                return [finding("tied-units", signal.layer, share, 1 / len(weight), remedy)]
+    return []
+
+
+def _twins(weight: Tensor, bias: Tensor | None) -> float:
+    """Largest share of rows that are bitwise equal and whose gradients are equal to 1e-4."""
+    rows, slopes = weight.detach().flatten(1), _gradient(weight).flatten(1)
+    if bias is not None and bias.grad is not None and len(bias) == len(rows):
+        rows = torch.cat([rows, bias.detach()[:, None]], 1)
+        slopes = torch.cat([slopes, _gradient(bias)[:, None]], 1)
+    # One number for a row: equal rows give equal numbers, others do not by any chance.
+    key = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64, device=rows.device).sin()
+    _, group, counts = (rows.double() * key).sum(1).unique(return_inverse=True, return_counts=True)
+    own = group == counts.argmax()
+    if int(own.sum()) < 2:
+        return 0.0
+    slope = (slopes[own].double() * key).sum(1)
+    scale = float(slopes.double().norm(dim=1).max())
+    near = (slope[:, None] - slope[None, :]).abs() <= 1e-4 * scale
+    return int(near.sum(1).max()) / len(rows)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    gradient = parameter.grad
+    assert gradient is not None
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def inputs(feeds: Sequence[Feed]) -> list[Finding]:
+    """unscaled-input: what the first weighted layers receive from the batch."""
+    for feed in feeds:
+        axes = (
+            "(0, 2, 3)"
+            if feed.images and feed.channels == 1
+            else str(tuple(range(feed.channels)) or 0)
+        )
+        remedy = (
+            f"Standardise the features: `inputs = (inputs - inputs.mean({axes}, keepdim=True)) / "
+            f"inputs.std({axes}, keepdim=True).clamp_min(1e-8)`."
+        )
+        if not f.INPUT_SMALL <= feed.rms <= f.INPUT_LARGE and feed.rms > 0:
+            return [finding("unscaled-input", "input", feed.rms, 1.0, remedy)]
+        if feed.offset > f.INPUT_OFFSET:
+            said = f"mean {feed.offset:.3g} standard deviations from 0"
+            return [finding("unscaled-input", "input", said, "mean 0", remedy)]
+    return []
+
+
+def step(line: Line | None) -> list[Finding]:
+    """update-too-large and update-too-small, from the loss along the optimizer's step."""
+    if line is None:
+        return []
+    if line.promise == 0:
+        measured = "no weight moves by half a unit in its last place"
+        remedy = "Raise the learning rate: `for g in optimizer.param_groups: g['lr'] = 1e-3`."
+        small = finding("update-too-small", line.layer, measured, 1e-3, remedy, "warning")
+        return [small]
+    remedy = (
+        f"Multiply the learning rate by {line.factor:g}: "
+        f"`for g in optimizer.param_groups: g['lr'] *= {line.factor:g}`."
+    )
+    # A bounded loss rises by little; then even a tenth of the step is beyond the best one.
+    if line.stretch > f.STEP_LARGE or (line.stretch > 2 and line.factor < 0.1):
+        return [finding("update-too-large", line.layer, line.stretch, 1.0, remedy)]
+    if line.factor >= 1 / f.STEP_SMALL:
+        share = 1 / line.factor
+        return [finding("update-too-small", line.layer, share, 1.0, remedy, "warning")]
+    return []
+
+
+def without_gradient(names: Sequence[str], zeros: Sequence[str]) -> list[Finding]:
+    """no-gradient: parameters that backward does not reach, or reaches with exact zeros."""
+    if names:
+        remedy = (
+            "Keep it in the graph (no detach, data, item or torch.no_grad on its way to the loss), "
+            f"or freeze it: `model.get_parameter({names[0]!r}).requires_grad_(False)`."
+        )
+        return [finding("no-gradient", names[0], "None", "a gradient", remedy)]
+    if zeros:
+        remedy = (
+            "Let the loss depend on it (its output is multiplied by zero or cut off by round, "
+            "argmax or a comparison), or freeze it: "
+            f"`model.get_parameter({zeros[0]!r}).requires_grad_(False)`."
+        )
+        return [finding("no-gradient", zeros[0], 0.0, "a gradient that is not zero", remedy)]
+    return []

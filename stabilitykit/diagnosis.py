@@ -1,0 +1,279 @@
+"""What is wrong with a model, where it starts, and what to do about it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from stabilitykit import _verdicts as rules
+from stabilitykit._findings import Finding, causes, finding
+from stabilitykit._intake import intake
+from stabilitykit._losses import LossWatch, mismatch
+from stabilitykit._measure import Line, Watch, along, tensors
+from stabilitykit._nonfinite import first_nonfinite
+from stabilitykit._restore import Randomness, restored
+from stabilitykit.prediction import Prediction, predict
+from stabilitykit.probe import ParameterRecord, Probe, Record, unwrapped
+
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found.
+
+    Attributes:
+        findings: causes first; empty for a healthy model.
+        loss: of the batch.
+        records: the probe's record of every layer call.
+        parameters: the probe's record of every parameter.
+        prediction: what theory expects of every layer; None where the step was not finite.
+    """
+
+    findings: tuple[Finding, ...]
+    loss: float
+    records: tuple[Record, ...]
+    parameters: tuple[ParameterRecord, ...]
+    prediction: Prediction | None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there are no findings."""
+        return not self.findings
+
+    def table(self) -> Table:
+        """The findings as a table of rich, for `rich.print`."""
+        table: Table = _report().table(self)
+        return table
+
+    def to_json(self) -> str:
+        """Findings and measurements as JSON; numbers that are not finite become strings."""
+        text: str = _report().to_json(self)
+        return text
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write one HTML file that needs nothing else.
+
+        Args:
+            path: the file; replaced only once the new one is whole.
+
+        Returns:
+            The path.
+        """
+        written: Path = _report().write(path, _report().to_html(self))
+        return written
+
+
+def _report() -> Any:
+    return importlib.import_module("stabilitykit.report")  # brings matplotlib, when asked for
+
+
+def diagnose(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFunction,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Diagnosis:
+    """Run one training step, compare each layer with theory, and say what is wrong.
+
+    The model runs in the mode in which it is given. Afterwards its weights, buffers, gradients,
+    modes and hooks, the optimizer's state and the random numbers are what they were, bit for bit,
+    also after an exception. With an optimizer the step is made (and undone) as well, and the loss
+    along it says whether it is too long or too short.
+
+    A signal counts as lost, or as exploded, when its amplitude moves by more than six depth scales
+    (e⁶ = 403) between the input and the last hidden layer, with three standard deviations of the
+    random walk that finite widths cause on top; and so for the gradient on its way back. All
+    thresholds, with reasons, stand in `stabilitykit/_findings.py`.
+
+    Args:
+        model: on the device of the batch.
+        batch: (inputs, targets); inputs is a tensor, or a tuple or dict that is unpacked into
+            forward. Take a batch as in training: 32 samples or more.
+        loss_fn: called as loss_fn(outputs, targets), gives a scalar.
+        optimizer: of the model's parameters.
+
+    Returns:
+        The findings, and what was measured and predicted.
+
+    Raises:
+        TypeError: a model, batch, loss or optimizer of another kind.
+        ValueError: a model without (trainable, materialised) parameters, an empty batch, one on
+            another device, a loss that is not scalar or not differentiable.
+        RuntimeError: forward, loss, backward or the optimizer's step raised; it names the layer.
+
+    Examples:
+        Fifteen sigmoid layers let almost no gradient through to the first:
+
+        >>> from stabilitykit.networks import MLP
+        >>> _ = torch.manual_seed(0)
+        >>> inputs, targets = torch.randn(64, 16), torch.randint(0, 4, (64,))
+        >>> deep = MLP([16] + [64] * 15 + [4], "sigmoid")
+        >>> found = diagnose(deep, (inputs, targets), nn.functional.cross_entropy)
+        >>> [finding.code for finding in found.findings]
+        ['vanishing-signal', 'vanishing-gradient']
+        >>> diagnose(MLP([16, 64, 4], "relu"), (inputs, targets), nn.CrossEntropyLoss()).healthy
+        True
+    """
+    inputs, targets = intake(model, batch, loss_fn, optimizer)
+    model = unwrapped(model)
+    given = tensors(inputs) + tensors(targets)
+    with torch.inference_mode(False), torch.enable_grad(), restored(model, optimizer, given):
+        return _run(model, inputs, targets, loss_fn, optimizer)
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+@contextmanager
+def _stage(what: str, watch: Watch | None = None) -> Iterator[None]:
+    """Say where an exception of the reader's code came from."""
+    try:
+        yield
+    except Exception as error:
+        inner = watch.entered[-1] if watch is not None and watch.entered else ""
+        place = f"{what} of layer {inner!r}" if inner else what
+        raise RuntimeError(f"{place} raised {type(error).__name__}: {error}") from error
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss_fn gave {type(loss).__name__}; expected a scalar tensor")
+    if loss.numel() != 1:
+        raise ValueError(
+            f"loss_fn gave a tensor of shape {list(loss.shape)}; expected a scalar: add .mean()"
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            "loss_fn gave a loss without a gradient; expected one that is differentiable "
+            "(no detach, item, argmax or torch.no_grad between parameters and loss)"
+        )
+    return loss.reshape(())
+
+
+def _run(
+    model: nn.Module,
+    inputs: Any,
+    targets: Any,
+    loss_fn: LossFunction,
+    optimizer: torch.optim.Optimizer | None,
+) -> Diagnosis:
+    randomness, watch, losses = Randomness(), Watch(), LossWatch()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    floating = [t for t in tensors(inputs) if t.is_floating_point()]
+    with Probe(model, optimizer, mode="exact") as probe:
+        with _stage("forward", watch), watch.on(model, floating):
+            outputs = _call(model, inputs)
+        with _stage("loss_fn"), losses:
+            raw = loss_fn(outputs, targets)
+        loss = _scalar(raw)
+        with _stage("backward"):
+            loss.backward()
+        gradients = {
+            n: None if p.grad is None else p.grad.detach().clone()
+            for n, p in model.named_parameters()
+        }
+        if optimizer is not None:
+            with _stage("optimizer.step"):
+                optimizer.step()
+    value, place = float(loss.detach()), probe.first_nonfinite
+    records, parameters = tuple(probe.records), tuple(probe.parameters)
+    bad = first_nonfinite(before, gradients, inputs, targets, loss.detach(), place, records)
+    if bad is not None:
+        return Diagnosis((bad,), value, records, parameters, None)
+
+    def evaluate() -> float:
+        return float(_scalar_value(loss_fn(_call(model, inputs), targets)))
+
+    for name, parameter in model.named_parameters():
+        parameter.grad = gradients[name]
+    line: Line | None = None
+    if optimizer is not None:
+        with _stage("forward after the optimizer's step"):
+            line = along(model, before, value, evaluate, randomness)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(before[name])
+    findings = _judge(model, watch, records, losses, line, inputs, targets, loss_fn, randomness)
+    prediction = predict(model, (inputs, targets))
+    return Diagnosis(causes(findings), value, records, parameters, prediction)
+
+
+def _scalar_value(loss: Any) -> Tensor:
+    value: Tensor = loss.detach()
+    return value
+
+
+def _judge(
+    model: nn.Module,
+    watch: Watch,
+    records: tuple[Record, ...],
+    losses: LossWatch,
+    line: Line | None,
+    inputs: Any,
+    targets: Any,
+    loss_fn: LossFunction,
+    randomness: Randomness,
+) -> list[Finding]:
+    rescale = rules.rescaling(model, records)
+    measured = {(r.layer, r.kind, r.call): r for r in records}
+    norms: list[float | None] = []
+    for signal in watch.signals:
+        record = measured.get((signal.layer, signal.kind, signal.call))
+        rms = record.grad_rms if record is not None else None
+        size = torch.Size(record.shape).numel() if record is not None else 0
+        norms.append(None if rms is None else rms * size**0.5)
+    findings = rules.inputs(watch.feeds)
+    findings += rules.forward(watch.signals, rescale)
+    findings += rules.backward(watch.signals, norms, rescale)
+    findings += rules.activations(model, records, rescale)
+    findings += rules.tied(model, watch.signals)
+    if (bad := mismatch(losses.calls)) is not None:
+        findings.append(finding("mismatched-loss", "loss", bad.measured, bad.expected, bad.remedy))
+    findings += rules.step(line)
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    zeros = _still_zero(model, inputs, targets, loss_fn, randomness)
+    return findings + rules.without_gradient(missing, zeros)
+
+
+def _zero(model: nn.Module) -> list[str]:
+    return [
+        name
+        for name, p in model.named_parameters()
+        if p.ndim > 1 and p.grad is not None and not bool(p.grad.any())
+    ]
+
+
+def _still_zero(
+    model: nn.Module, inputs: Any, targets: Any, loss_fn: LossFunction, randomness: Randomness
+) -> list[str]:
+    """Weights whose gradient is exactly zero, also after one small step of the others.
+
+    The step tells cut-off weights from those below a scale that starts at zero (the last
+    normalisation of a residual branch, a head of zeros), which have a gradient from then on.
+    """
+    zeros = _zero(model)
+    if not zeros or not any(p.grad is not None and p.grad.any() for p in model.parameters()):
+        return zeros
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.grad is not None and bool(p.grad.any()):
+                size = p.square().mean().sqrt().clamp_min(0.1)
+                p.sub_(0.01 * size * p.grad / p.grad.square().mean().sqrt())
+                p.grad = None
+    randomness.restore()
+    with _stage("a second step"):
+        loss_fn(_call(model, inputs), targets).backward()
+    return [name for name in zeros if name in set(_zero(model))]

@@ -1,0 +1,76 @@
+"""Every sick model gets its code at the right layer and is cured; no healthy one gets a finding."""
+
+import re
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from zoo import confusion, healthy, sick
+
+import stabilitykit as sk
+from stabilitykit._findings import CODES, PAGES
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def cured(case, parts, findings):
+    """Do what the remedies say, letter by letter, and diagnose again."""
+    model, (inputs, targets), loss_fn, optimizer = *parts, *(None,) * (4 - len(parts))
+    model = case.edit(model) if case.edit else model
+    names = {"model": model, "inputs": inputs, "targets": targets, "loss_fn": loss_fn}
+    names |= {"optimizer": optimizer, "batch": (inputs, targets), "sk": sk, "nn": nn}
+    names["torch"] = torch
+    for found in findings:
+        for call in re.findall("`([^`]+)`", found.remedy):
+            exec(call, names)
+    batch = names["inputs"], names["targets"]
+    return sk.diagnose(names["model"], batch, names["loss_fn"], names["optimizer"])
+
+
+@pytest.mark.parametrize("name", sick.SICK)
+def test_a_sick_model_gets_its_code_where_it_starts_and_is_cured(name):
+    case, parts = sick.SICK[name], sick.build(name)
+    findings = sk.diagnose(*parts).findings
+    layers = case.layer if isinstance(case.layer, tuple) else (case.layer,)
+    assert any(f.code == case.code and f.layer in layers for f in findings), findings
+    for found in findings:
+        assert found.page == PAGES[found.code]
+        assert found.severity in ("error", "warning")
+        assert re.fullmatch(r"[^`]*(`[^`]+`[^`]*)+\.", found.remedy)
+    if case.edit is not False:
+        assert cured(case, parts, findings).findings == ()
+
+
+@pytest.mark.parametrize("name", healthy.HEALTHY)
+def test_a_model_that_trains_gets_no_finding(name):
+    assert sk.diagnose(*healthy.confirmed(name)).findings == ()
+
+
+def test_the_zoo_is_large_and_holds_every_code():
+    assert len(sick.SICK) >= 40
+    assert len(healthy.HEALTHY) >= 40
+    assert {case.code for case in sick.SICK.values()} == set(CODES)
+
+
+def test_a_model_that_does_not_train_is_not_taken_for_healthy(monkeypatch):
+    monkeypatch.setitem(
+        healthy.HEALTHY, "frozen", lambda: (*sick.build("sgd-lr-1e-12")[:3], sick.stuck())
+    )
+    with pytest.raises(AssertionError, match="frozen does not train"):
+        healthy.confirmed("frozen")
+
+
+def test_the_confusion_table_counts_codes_by_codes():
+    chosen = ["zero-weights", "bytes"]
+    table = confusion.table(chosen, ["mlp-2-relu-sgd"])
+    assert table[("tied-units", "tied-units")] == 1
+    assert table[("unscaled-input", "unscaled-input")] == 1
+    assert table[("healthy", "healthy")] == 1
+    assert sum(table.values()) == 3

@@ -1,0 +1,1 @@
+"""Small models, sick and healthy, on which the diagnosis is tested."""

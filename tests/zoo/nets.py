@@ -1,0 +1,230 @@
+"""Small networks of the kinds that people train, and the data that they learn."""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def table(samples=96, features=16, classes=4):
+    """Standard normal features; the class is the largest of random linear scores."""
+    x = torch.randn(samples, features)
+    return x, (x @ torch.randn(features, classes)).argmax(1)
+
+
+def images(samples=48, channels=1, classes=4, size=8):
+    """Noise with a pattern for each class."""
+    t = torch.arange(samples) % classes
+    return torch.randn(samples, channels, size, size) + torch.randn(classes, channels, size, size)[
+        t
+    ], t
+
+
+def sequences(samples=48, length=8, features=6, classes=3):
+    x = torch.randn(samples, length, features)
+    return x, (x[:, -1] @ torch.randn(features, classes)).argmax(1)
+
+
+def tokens(samples=48, length=8, vocabulary=16):
+    """The class says in which half of the vocabulary most tokens lie."""
+    x = torch.randint(0, vocabulary, (samples, length))
+    return x, ((x < vocabulary // 2).float().mean(1) > 0.5).long()
+
+
+def stack(widths, activation=nn.ReLU, norm=None, bias=True):
+    """Linear layers in `nn.Sequential`: an activation after each but the last."""
+    layers = []
+    for i, (n, m) in enumerate(pairwise(widths)):
+        layers.append(nn.Linear(n, m, bias=bias))
+        if i < len(widths) - 2:
+            layers += [norm(m)] if norm else []
+            layers.append(activation())
+    return nn.Sequential(*layers)
+
+
+def kaiming(model, nonlinearity="relu"):
+    """Kaiming's normal weights and zero biases everywhere but in the head."""
+    weighted = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    for module in weighted[:-1]:
+        nn.init.kaiming_normal_(module.weight, nonlinearity=nonlinearity)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    return model
+
+
+def scaled(model, factor, *layers):
+    """Multiply the weights of some linear and convolutional layers, of all if none is named."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and (not layers or name in layers):
+            module.weight.data *= factor
+    return model
+
+
+def cnn(convolutions=3, channels=8, classes=4, activation=nn.ReLU, norm=None, inputs=1):
+    layers = []
+    for i in range(convolutions):
+        layers.append(nn.Conv2d(inputs if i == 0 else channels, channels, 3, padding=1))
+        layers += [norm(channels)] if norm else []
+        layers.append(activation())
+    return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16 * channels, classes))
+
+
+class Block(nn.Module):
+    def __init__(self, channels, norm, zero):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(channels) if norm else nn.Identity()
+        self.norm2 = nn.BatchNorm2d(channels) if norm else nn.Identity()
+        if zero:
+            nn.init.zeros_(self.norm2.weight)
+
+    def forward(self, x):
+        return x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+
+
+class ResNet(nn.Module):
+    def __init__(self, blocks=4, channels=8, classes=4, norm=True, zero=False):
+        super().__init__()
+        self.stem = nn.Conv2d(1, channels, 3, padding=1)
+        self.blocks = nn.ModuleList(Block(channels, norm, zero) for _ in range(blocks))
+        self.head = nn.Linear(channels * 4, classes)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(F.adaptive_avg_pool2d(F.relu(x), 2).flatten(1))
+
+
+class UNet(nn.Module):
+    """Two levels with a skip; gives an image."""
+
+    def __init__(self, channels=8, norm=False, activation=F.relu):
+        super().__init__()
+        self.down = nn.Conv2d(1, channels, 3, padding=1)
+        self.inner = nn.Conv2d(channels, 2 * channels, 3, padding=1)
+        self.deep = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1)
+        self.up = nn.ConvTranspose2d(2 * channels, channels, 2, stride=2)
+        self.merge = nn.Conv2d(2 * channels, channels, 3, padding=1)
+        self.head = nn.Conv2d(channels, 1, 1)
+        self.norm = nn.GroupNorm(2, channels) if norm else nn.Identity()
+        self.activation = activation
+
+    def forward(self, x):
+        wide = self.activation(self.norm(self.down(x)))
+        low = self.activation(self.inner(F.max_pool2d(wide, 2)))
+        low = self.activation(self.deep(low))
+        both = torch.cat([wide, self.activation(self.up(low))], 1)
+        return self.head(self.activation(self.merge(both)))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind=nn.LSTM, features=6, width=24, classes=3, last=True, **options):
+        super().__init__()
+        self.last = last
+        self.rnn = kind(features, width, batch_first=True, **options)
+        self.head = nn.Linear(width * (2 if options.get("bidirectional") else 1), classes)
+
+    def forward(self, x):
+        states = self.rnn(x)[0]
+        return self.head(states[:, -1] if self.last else states.mean(1))
+
+
+class Attention(nn.Module):
+    """A pre-LN block with torch's scaled dot-product attention."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.heads = heads
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        mixed = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        return x + self.narrow(F.gelu(self.wide(self.norm2(x))))
+
+
+class Transformer(nn.Module):
+    def __init__(self, blocks=2, width=24, vocabulary=16, length=8, classes=2, dropout=0.0):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(torch.randn(length, width) * 0.02)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Attention(width, 2) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x):
+        x = self.dropout(self.embedding(x) + self.position)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean(1))
+
+
+class Encoder(nn.Module):
+    """torch's own encoder layers between an embedding and a head."""
+
+    def __init__(self, norm_first, layers=2, width=24):
+        super().__init__()
+        self.embedding = nn.Embedding(16, width)
+        layer = nn.TransformerEncoderLayer(
+            width, 2, 48, dropout=0.1, batch_first=True, norm_first=norm_first
+        )
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.embedding(x)).mean(1))
+
+
+class Residual(nn.Module):
+    """x + f(x) of linear layers, without any normalisation unless asked."""
+
+    def __init__(self, blocks, width=16, classes=4, scale=1.0, norm=False):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
+        self.norms = nn.ModuleList(
+            nn.LayerNorm(width) if norm else nn.Identity() for _ in range(blocks)
+        )
+        self.head = nn.Linear(width, classes)
+        self.scale = scale
+        for block in self.blocks:
+            nn.init.kaiming_normal_(block.weight)
+
+    def forward(self, x):
+        for block, norm in zip(self.blocks, self.norms, strict=True):
+            x = x + self.scale * F.relu(block(norm(x)))
+        return self.head(x)
+
+
+class Functional(nn.Module):
+    """An MLP whose activation is a plain function."""
+
+    def __init__(self, function, widths=(16, 32, 32, 4)):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(widths))
+        self.function = function
+
+    def forward(self, x):
+        for layer in self.layers[:-1]:
+            x = self.function(layer(x))
+        return self.layers[-1](x)
+
+
+class TwoInputs(nn.Module):
+    """Takes two named inputs; the second may stay out of the loss."""
+
+    def __init__(self, used=True):
+        super().__init__()
+        self.left, self.right = nn.Linear(16, 32), nn.Linear(16, 32)
+        self.head = nn.Linear(32, 4)
+        self.used = used
+
+    def forward(self, a, b):
+        left, right = torch.relu(self.left(a)), torch.relu(self.right(b))
+        return self.head(left + (right if self.used else right.detach()))

@@ -1,0 +1,693 @@
+"""Models that cannot learn, each with the code that it must get and the layer where it starts."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from zoo import nets
+from zoo.healthy import BCE, CE, MSE, adam, autoencoder, binary, denoising, seeded, sgd
+
+SICK = {}
+
+
+@dataclass
+class Sick:
+    """A sick model.
+
+    Attributes:
+        code: what is wrong.
+        layer: where it starts; several where chance decides between neighbours.
+        make: gives (model, batch, loss_fn) or (model, batch, loss_fn, optimizer).
+        edit: what the remedy asks of the model's source, model -> model, before its calls run;
+            None where the calls suffice; False where the remedy holds no call to be run.
+    """
+
+    code: str
+    layer: str | tuple[str, ...]
+    make: Callable
+    edit: object = None
+
+
+def sick(name, code, layer, make, edit=None):
+    assert name not in SICK
+    SICK[name] = Sick(code, layer, make, edit)
+
+
+def build(name):
+    seeded(name)
+    warnings.simplefilter("ignore")
+    return SICK[name].make()
+
+
+def altered(model, name, change):
+    with torch.no_grad():
+        change(model.get_parameter(name))
+    return model
+
+
+def poked(model, name, value):
+    return altered(model, name, lambda p: p.view(-1)[3:4].fill_(value))
+
+
+def changed_inputs(batch, change):
+    return change(batch[0].clone()), batch[1]
+
+
+def constant(model, value):
+    for p in model.parameters():
+        nn.init.constant_(p, value)
+    return model
+
+
+def altered_all(model, change):
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                change(module.weight)
+    return model
+
+
+class Opaque(nn.Module):
+    """Something done to the signal on its way."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def without(kind, by=nn.Identity):
+    """A copy of the model with every module of a kind replaced."""
+
+    def edit(model):
+        for name, module in list(model.named_modules()):
+            if isinstance(module, kind):
+                parent = model.get_submodule(name.rpartition(".")[0])
+                setattr(parent, name.rpartition(".")[2], by())
+        return model
+
+    return edit
+
+
+MLP = [16, 48, 48, 48, 4]
+DEEP = [16] + [64] * 24 + [4]
+relu_not_sigmoid = without(nn.Sigmoid, nn.ReLU)
+
+# non-finite
+NAN, INF = float("nan"), float("inf")
+
+
+def spoil(value):
+    def change(x):
+        x.view(-1)[5] = value
+        return x
+
+    return change
+
+
+sick(
+    "nan-in-inputs",
+    "non-finite",
+    "input",
+    lambda: (nets.stack(MLP), changed_inputs(nets.table(), spoil(NAN)), CE),
+)
+sick(
+    "inf-in-images",
+    "non-finite",
+    "input",
+    lambda: (nets.cnn(2), changed_inputs(nets.images(), spoil(INF)), CE),
+)
+sick(
+    "nan-in-targets",
+    "non-finite",
+    "input",
+    lambda: (nets.UNet(), (lambda x, y: (x, spoil(NAN)(y.clone())))(*denoising()), MSE),
+)
+sick(
+    "nan-in-a-weight",
+    "non-finite",
+    "4.weight",
+    lambda: (poked(nets.stack(MLP), "4.weight", NAN), nets.table(), CE),
+)
+sick(
+    "inf-in-a-bias",
+    "non-finite",
+    "2.bias",
+    lambda: (poked(nets.cnn(3), "2.bias", INF), nets.images(), CE),
+)
+sick(
+    "nan-in-lstm",
+    "non-finite",
+    "rnn.weight_hh_l0",
+    lambda: (poked(nets.Recurrent(), "rnn.weight_hh_l0", NAN), nets.sequences(), CE),
+)
+sick(
+    "nan-in-transformer",
+    "non-finite",
+    "blocks.1.wide.weight",
+    lambda: (poked(nets.Transformer(), "blocks.1.wide.weight", NAN), nets.tokens(), CE),
+    False,
+)
+# 1000/√6 a layer: 400^15 is beyond the 3.4e38 of float32, in the fifteenth layer.
+sick(
+    "overflow-in-forward",
+    "non-finite",
+    "28",
+    lambda: (nets.scaled(nets.stack([16] + [64] * 30 + [4]), 1e3), nets.table(), CE),
+)
+sick(
+    "log-of-zero-in-the-loss",
+    "non-finite",
+    "loss",
+    lambda: (nets.stack(MLP), nets.table(), lambda y, t: y.relu().log().mean()),
+    False,
+)
+sick(
+    "infinite-slope-of-sqrt",
+    "non-finite",
+    "3",
+    lambda: (
+        nn.Sequential(
+            nn.Linear(16, 48),
+            nn.ReLU(),
+            nn.Linear(48, 48),
+            nn.ReLU(),
+            Opaque(torch.sqrt),
+            nn.Linear(48, 4),
+        ),
+        nets.table(),
+        CE,
+    ),
+    False,
+)
+
+# vanishing-signal
+sick(
+    "xavier-relu-24",
+    "vanishing-signal",
+    "2",
+    lambda: (nets.scaled(nets.kaiming(nets.stack(DEEP)), 0.5**0.5), nets.table(), CE),
+)
+sick("default-relu-24", "vanishing-signal", "0", lambda: (nets.stack(DEEP), nets.table(), CE))
+sick(
+    "default-gelu-24",
+    "vanishing-signal",
+    "0",
+    lambda: (nets.stack(DEEP, nn.GELU), nets.table(), CE),
+)
+sick(
+    "tiny-tanh-weights",
+    "vanishing-signal",
+    "0",
+    lambda: (
+        altered_all(nets.stack([16] + [48] * 6 + [4], nn.Tanh), lambda w: w.normal_(0, 0.01)),
+        nets.table(),
+        CE,
+    ),
+)
+sick(
+    "one-tiny-layer",
+    "vanishing-signal",
+    "4",
+    lambda: (
+        nets.scaled(nets.stack([16, 48, 48, 48, 48, 4], bias=False), 1e-5, "4"),
+        nets.table(),
+        CE,
+    ),
+)
+sick(
+    "cnn-tiny-weights",
+    "vanishing-signal",
+    "0",
+    lambda: (nets.scaled(nets.kaiming(nets.cnn(8)), 0.15), nets.images(), CE),
+)
+sick(
+    "unet-tiny-weights",
+    "vanishing-signal",
+    "down",
+    lambda: (nets.scaled(nets.UNet(), 1e-3), denoising(), MSE),
+)
+
+# exploding-signal
+sick(
+    "gain-2-relu-24",
+    "exploding-signal",
+    "0",
+    lambda: (nets.scaled(nets.kaiming(nets.stack(DEEP)), 2.0), nets.table(), CE),
+)
+sick(
+    "normal-weights-linear",
+    "exploding-signal",
+    "0",
+    lambda: (
+        altered_all(nets.stack([16] + [64] * 6 + [4]), lambda w: w.normal_()),
+        nets.table(),
+        CE,
+    ),
+)
+sick(
+    "one-huge-layer",
+    "exploding-signal",
+    "4",
+    lambda: (nets.scaled(nets.stack(MLP), 1e6, "4"), nets.table(), CE),
+)
+sick(
+    "cnn-normal-weights",
+    "exploding-signal",
+    "0",
+    lambda: (altered_all(nets.cnn(8), lambda w: w.normal_()), nets.images(), CE),
+)
+sick(
+    "plain-residual-40",
+    "exploding-signal",
+    "blocks.0",
+    lambda: (nets.Residual(40), nets.table(), CE),
+)
+sick(
+    "plain-resnet-huge",
+    "exploding-signal",
+    "stem",
+    lambda: (nets.scaled(nets.ResNet(6, norm=False), 8.0), nets.images(), CE),
+)
+
+# vanishing-gradient
+sick(
+    "deep-sigmoid-6",
+    "vanishing-gradient",
+    "10",
+    lambda: (nets.stack([16] + [64] * 6 + [4], nn.Sigmoid), nets.table(), CE),
+    relu_not_sigmoid,
+)
+sick(
+    "deep-sigmoid-15",
+    "vanishing-gradient",
+    "28",
+    lambda: (nets.stack([16] + [64] * 15 + [4], nn.Sigmoid), nets.table(), CE),
+    relu_not_sigmoid,
+)
+sick(
+    "deep-functional-sigmoid",
+    "vanishing-gradient",
+    "layers.7",
+    lambda: (nets.Functional(torch.sigmoid, [16] + [64] * 8 + [4]), nets.table(), CE),
+    lambda m: setattr(m, "function", F.relu) or m,
+)
+sick(
+    "xavier-relu-32-backward",
+    "vanishing-gradient",
+    "62",
+    lambda: (
+        nets.scaled(nets.kaiming(nets.stack([16] + [64] * 32 + [4])), 0.5**0.5),
+        nets.table(),
+        CE,
+    ),
+)
+sick(
+    "one-tiny-layer-backward",
+    "vanishing-gradient",
+    "6",
+    lambda: (
+        nets.scaled(nets.kaiming(nets.stack([16] + [48] * 5 + [4], nn.Tanh), "tanh"), 1e-4, "6"),
+        nets.table(),
+        CE,
+    ),
+)
+sick(
+    "cnn-sigmoid",
+    "vanishing-gradient",
+    "12",
+    lambda: (nets.cnn(7, activation=nn.Sigmoid), nets.images(), CE),
+    relu_not_sigmoid,
+)
+
+# exploding-gradient
+sick(
+    "chaotic-tanh-40",
+    "exploding-gradient",
+    "78",
+    lambda: (
+        nets.scaled(nets.kaiming(nets.stack([16] + [64] * 40 + [4], nn.Tanh), "linear"), 2.5),
+        nets.table(),
+        CE,
+    ),
+)
+sick(
+    "chaotic-functional-tanh",
+    "exploding-gradient",
+    "layers.39",
+    lambda: (
+        nets.scaled(nets.Functional(torch.tanh, [16] + [64] * 40 + [4]), 5.0),
+        nets.table(),
+        CE,
+    ),
+)
+sick(
+    "gain-2-relu-backward",
+    "exploding-gradient",
+    "46",
+    lambda: (nets.scaled(nets.kaiming(nets.stack(DEEP)), 2.0), nets.table(), CE),
+)
+sick(
+    "residual-40-backward",
+    "exploding-gradient",
+    ("blocks.38", "blocks.39"),
+    lambda: (nets.Residual(40), nets.table(), CE),
+)
+
+# saturated
+sick(
+    "tanh-weights-times-30",
+    "saturated",
+    "0",
+    lambda: (nets.scaled(nets.stack([16, 48, 48, 4], nn.Tanh), 30.0), nets.table(), CE),
+)
+sick(
+    "tanh-bias-10",
+    "saturated",
+    "2",
+    lambda: (
+        altered(nets.stack(MLP, nn.Tanh), "2.bias", lambda b: b.fill_(10.0)),
+        nets.table(),
+        CE,
+    ),
+)
+sick(
+    "sigmoid-bias-minus-20",
+    "saturated",
+    "0",
+    lambda: (
+        altered(nets.stack([16, 48, 48, 4], nn.Sigmoid), "0.bias", lambda b: b.fill_(-20.0)),
+        nets.table(),
+        CE,
+    ),
+)
+sick(
+    "functional-tanh-second",
+    "saturated",
+    "layers.1",
+    lambda: (nets.scaled(nets.Functional(torch.tanh), 50.0, "layers.1"), nets.table(), CE),
+)
+sick(
+    "hardtanh-cnn",
+    "saturated",
+    "0",
+    lambda: (nets.scaled(nets.cnn(3, activation=nn.Hardtanh), 20.0), nets.images(), CE),
+)
+
+# dead-units
+sick(
+    "relu-bias-minus-10",
+    "dead-units",
+    "2",
+    lambda: (altered(nets.stack(MLP), "2.bias", lambda b: b.fill_(-10.0)), nets.table(), CE),
+)
+sick(
+    "three-quarters-dead",
+    "dead-units",
+    "0",
+    lambda: (
+        altered(nets.stack([16, 64, 64, 4]), "0.bias", lambda b: b[:54].fill_(-20.0)),
+        nets.table(),
+        CE,
+    ),
+)
+sick(
+    "cnn-dead-channels",
+    "dead-units",
+    "2",
+    lambda: (
+        altered(nets.cnn(3, channels=16), "2.bias", lambda b: b.fill_(-30.0)),
+        nets.images(),
+        CE,
+    ),
+)
+sick(
+    "batchnorm-dead",
+    "dead-units",
+    "1",
+    lambda: (
+        altered(
+            nets.stack([16, 48, 48, 4], norm=nn.BatchNorm1d), "1.bias", lambda b: b.fill_(-9.0)
+        ),
+        nets.table(),
+        CE,
+    ),
+)
+sick(
+    "gelu-bias-minus-20",
+    "dead-units",
+    "blocks.0.wide",
+    lambda: (
+        altered(nets.Transformer(), "blocks.0.wide.bias", lambda b: b.fill_(-20.0)),
+        nets.tokens(),
+        CE,
+    ),
+)
+sick(
+    "functional-relu-dead",
+    "dead-units",
+    "layers.0",
+    lambda: (
+        altered(nets.Functional(F.relu), "layers.0.bias", lambda b: b.fill_(-15.0)),
+        nets.table(),
+        CE,
+    ),
+)
+sick(
+    "negative-weights-after-relu",
+    "dead-units",
+    "2",
+    lambda: (altered(nets.stack(MLP), "2.weight", lambda w: w.copy_(-w.abs())), nets.table(), CE),
+)
+
+# tied-units
+sick("zero-weights", "tied-units", "0", lambda: (constant(nets.stack(MLP), 0.0), nets.table(), CE))
+sick(
+    "constant-weights",
+    "tied-units",
+    "0",
+    lambda: (constant(nets.stack(MLP, nn.Tanh), 0.05), nets.table(), CE),
+)
+sick("constant-cnn", "tied-units", "0", lambda: (constant(nets.cnn(2), 0.1), nets.images(), CE))
+sick("constant-unet", "tied-units", "down", lambda: (constant(nets.UNet(), 0.05), denoising(), MSE))
+sick(
+    "zero-lstm",
+    "tied-units",
+    "rnn",
+    lambda: (constant(nets.Recurrent(), 0.0), nets.sequences(), CE),
+)
+
+# no-gradient
+sick(
+    "detached-branch",
+    "no-gradient",
+    "right.weight",
+    lambda: (
+        nets.TwoInputs(used=False),
+        (lambda x, t: ({"a": x, "b": x.flip(1)}, t))(*nets.table()),
+        CE,
+    ),
+    False,
+)
+sick(
+    "rounded-features",
+    "no-gradient",
+    "0.weight",
+    lambda: (
+        nn.Sequential(nn.Linear(16, 48), Opaque(torch.round), nn.Linear(48, 4)),
+        nets.table(),
+        CE,
+    ),
+    False,
+)
+sick(
+    "detached-features",
+    "no-gradient",
+    "0.weight",
+    lambda: (
+        nn.Sequential(nn.Linear(16, 48), nn.ReLU(), Opaque(torch.detach), nn.Linear(48, 4)),
+        nets.table(),
+        CE,
+    ),
+    False,
+)
+sick(
+    "reverse-lstm-read-at-the-end",
+    "no-gradient",
+    "rnn.weight_hh_l0_reverse",
+    lambda: (nets.Recurrent(bidirectional=True), nets.sequences(), CE),
+    False,
+)
+
+# unscaled-input
+sick(
+    "features-at-1e4",
+    "unscaled-input",
+    "input",
+    lambda: (nets.stack(MLP), changed_inputs(nets.table(), lambda x: x * 1e4), CE),
+)
+sick(
+    "one-feature-at-1e4",
+    "unscaled-input",
+    "input",
+    lambda: (
+        nets.stack(MLP),
+        changed_inputs(
+            nets.table(), lambda x: x.index_copy_(1, torch.tensor([2]), 1e4 * x[:, 2:3])
+        ),
+        CE,
+    ),
+)
+sick(
+    "bytes",
+    "unscaled-input",
+    "input",
+    lambda: (nets.cnn(3), changed_inputs(nets.images(), lambda x: (x.sigmoid() * 255).round()), CE),
+)
+sick(
+    "years",
+    "unscaled-input",
+    "input",
+    lambda: (nets.stack(MLP, nn.Tanh), changed_inputs(nets.table(), lambda x: 2000 + 10 * x), CE),
+)
+sick(
+    "tiny-features",
+    "unscaled-input",
+    "input",
+    lambda: (nets.Recurrent(), changed_inputs(nets.sequences(), lambda x: x * 1e-4), CE),
+)
+sick(
+    "far-from-zero",
+    "unscaled-input",
+    "input",
+    lambda: (nets.stack(MLP), changed_inputs(nets.table(), lambda x: 20 + x), CE),
+)
+
+# mismatched-loss
+softmax_off, sigmoid_off = without(nn.Softmax), without(nn.Sigmoid)
+sick(
+    "softmax-before-cross-entropy",
+    "mismatched-loss",
+    "loss",
+    lambda: (nn.Sequential(*nets.stack(MLP), nn.Softmax(1)), nets.table(), CE),
+    softmax_off,
+)
+sick(
+    "sigmoid-before-cross-entropy",
+    "mismatched-loss",
+    "loss",
+    lambda: (nn.Sequential(*nets.stack(MLP), nn.Sigmoid()), nets.table(), CE),
+    sigmoid_off,
+)
+sick(
+    "sigmoid-before-bce-with-logits",
+    "mismatched-loss",
+    "loss",
+    lambda: (nn.Sequential(*nets.stack([16, 48, 1]), nn.Sigmoid()), binary(), BCE),
+    sigmoid_off,
+)
+sick(
+    "sigmoid-with-mse",
+    "mismatched-loss",
+    "loss",
+    lambda: (nn.Sequential(*nets.stack([16, 48, 1]), nn.Sigmoid()), binary(), MSE),
+    sigmoid_off,
+)
+sick(
+    "softmax-with-mse",
+    "mismatched-loss",
+    "loss",
+    lambda: (
+        nn.Sequential(*nets.stack(MLP), nn.Softmax(1)),
+        (lambda x, t: (x, F.one_hot(t, 4).float()))(*nets.table()),
+        nn.MSELoss(),
+    ),
+    softmax_off,
+)
+sick(
+    "nll-of-logits",
+    "mismatched-loss",
+    "loss",
+    lambda: (nets.stack(MLP), nets.table(), nn.NLLLoss()),
+)
+sick(
+    "nll-of-probabilities",
+    "mismatched-loss",
+    "loss",
+    lambda: (nn.Sequential(*nets.cnn(2), nn.Softmax(1)), nets.images(), F.nll_loss),
+    softmax_off,
+)
+sick(
+    "cross-entropy-of-one-logit",
+    "mismatched-loss",
+    "loss",
+    lambda: (nets.stack([16, 48, 1]), (lambda x, t: (x, (t[:, 0]).long() * 0))(*binary()), CE),
+)
+sick(
+    "mse-that-broadcasts",
+    "mismatched-loss",
+    "loss",
+    lambda: (nets.stack([16, 48, 1]), (lambda x, t: (x, x.sum(1)))(*nets.table()), MSE),
+)
+
+
+# update-too-large, update-too-small
+def stepped(make, optimizer):
+    model, batch, loss_fn = make()
+    return model, batch, loss_fn, optimizer(model)
+
+
+def plain():
+    """Adam moves each entry by lr, so the largest fan-in, of the smallest weights, moves most."""
+    return nets.stack([16, 24, 48, 96, 4]), nets.table(), CE
+
+
+def uneven(model):
+    """One layer with a rate of its own."""
+    others = [p for n, p in model.named_parameters() if n != "2.weight"]
+    own = {"params": [model.get_parameter("2.weight")], "lr": 1e4}
+    return torch.optim.SGD([{"params": others}, own], lr=0.1)
+
+
+for key, code, layer, make, optimizer in (
+    ("sgd-lr-100", "update-too-large", "6.weight", plain, lambda m: sgd(m, 100.0)),
+    ("one-rate-of-1e4", "update-too-large", "2.weight", plain, uneven),
+    ("adam-lr-1", "update-too-large", "6.weight", plain, lambda m: adam(m, 1.0)),
+    ("momentum-lr-50", "update-too-large", "6.weight", plain, lambda m: sgd(m, 50, momentum=0.9)),
+    (
+        "cnn-adam-lr-1",
+        "update-too-large",
+        "8.weight",
+        lambda: (nets.cnn(3), nets.images(), CE),
+        lambda m: adam(m, 1.0),
+    ),
+    (
+        "autoencoder-sgd-lr-1e4",
+        "update-too-large",
+        "4.weight",
+        lambda: autoencoder()[:3],
+        lambda m: sgd(m, 1e4),
+    ),
+    ("sgd-lr-1e-6", "update-too-small", "6.weight", plain, lambda m: sgd(m, 1e-6)),
+    ("adam-lr-1e-8", "update-too-small", "6.weight", plain, lambda m: adam(m, 1e-8)),
+    ("sgd-lr-1e-12", "update-too-small", "0.weight", plain, lambda m: sgd(m, 1e-12)),
+    (
+        "cnn-adam-lr-1e-8",
+        "update-too-small",
+        "8.weight",
+        lambda: (nets.cnn(3), nets.images(), CE),
+        lambda m: adam(m, 1e-8),
+    ),
+):
+    sick(key, code, layer, lambda make=make, o=optimizer: stepped(make, o))
+
+
+def stuck():
+    """An optimizer of something else."""
+    return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
