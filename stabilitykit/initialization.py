@@ -1,14 +1,167 @@
-"""Initialisation that looks at the data."""
+"""Initialisation that looks at the activation that follows, or at the data."""
 
 from __future__ import annotations
 
 import copy
+import difflib
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from stabilitykit import _following
+from stabilitykit._nested import tensors
+from stabilitykit._restore import restored
+from stabilitykit.gains import gain
+
+SCHEMES = (
+    "auto", "kaiming", "kaiming_uniform", "xavier", "xavier_uniform", "lecun", "orthogonal",
+)  # fmt: skip
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Initialized(NamedTuple):
+    """What `initialize` did to one layer.
+
+    Attributes:
+        layer: its name in `named_modules`.
+        activation: the activation that follows its weight, "linear" where none does.
+        gain: the factor on the scheme's standard deviation, with the share of a residual branch.
+        before: standard deviation of the weight as it was.
+        after: standard deviation of the weight as it is now.
+        branches: 1, or the number of residual blocks for the last layer of a branch: its gain was
+            divided by the root of it.
+    """
+
+    layer: str
+    activation: str
+    gain: float
+    before: float
+    after: float
+    branches: int
+
+
+def initialize(
+    model: nn.Module, scheme: str = "auto", batch: Any = None
+) -> tuple[Initialized, ...]:
+    """Draw the weights anew, each with the gain of the activation that follows it.
+
+    With n_in and n_out the fans and g = `gain(activation).forward` (√2 for relu, 1 where no
+    activation follows), the standard deviation is
+
+        auto, kaiming     g/√n_in, normal (He et al. 2015, eq. 10, for any activation)
+        kaiming_uniform   the same, uniform
+        xavier            g·√(2/(n_in + n_out)), normal (Glorot & Bengio 2010, eq. 12, times g)
+        xavier_uniform    the same, uniform (their eq. 16 times g)
+        lecun             1/√n_in, normal, whatever follows (LeCun et al. 1998, eq. 16)
+        orthogonal        g times orthogonal rows or columns (Saxe et al. 2014)
+
+    "auto" also divides the last layer of each residual branch by √(number of blocks), so that the
+    sum over blocks stays of order 1 (derived: N branches of variance 1/N). A block is found where a
+    sum adds a branch to what the branch began with; branches that end in a norm, and shortcuts
+    with a layer of their own, are left alone. Biases become 0.
+
+    Linear layers, convolutions and transposed convolutions are drawn; embeddings, norms,
+    `nn.MultiheadAttention`, recurrent and parametrised weights stay as they are.
+
+    Args:
+        model: changed in place; buffers, modes and gradients stay.
+        scheme: one of the above.
+        batch: (inputs, targets), of which only the inputs are used, or the inputs alone. One
+            forward pass then shows which activation follows, functional ones too; layers that the
+            batch does not reach stay as they are. Without a batch, what follows is guessed from the
+            order in which modules were registered, and residual blocks are not seen.
+
+    Returns:
+        One entry for each layer that was drawn, in the order of the pass (or of registration).
+
+    Raises:
+        TypeError: the model is not an `nn.Module`, or the scheme not a string.
+        ValueError: an unknown scheme, a model without such layers, or no batch for a model with
+            several layers and no activation module. The model is then as it was.
+
+    Examples:
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(8, 400), nn.ReLU(), nn.Linear(400, 4))
+        >>> for entry in initialize(model, "kaiming", torch.randn(2, 8)):
+        ...     print(entry.layer, entry.activation, f"{entry.gain:.3f} {entry.after:.2f}")
+        0 relu 1.414 0.50
+        2 linear 1.000 0.05
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r} is not an nn.Module")
+    _check_scheme(scheme)
+    layers: dict[str, Any] = _following.weights(model)
+    if not layers:
+        raise ValueError(f"model={type(model).__name__} has no linear or convolutional layer")
+    if batch is None:
+        found = _following.by_order(model)
+        if len(layers) > 1 and all(use.function is None for use in found.uses.values()):
+            raise ValueError(
+                f"batch=None, and model={type(model).__name__} has no activation module; expected "
+                "a batch, since functional activations are seen only in a forward pass"
+            )
+    else:
+        inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
+        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+        with restored(model, None, list(tensors(inputs))):
+            if isinstance(inputs, dict):
+                found = _following.by_pass(model, (), inputs)
+            else:
+                found = _following.by_pass(model, args, {})
+    drawn = []
+    for use in found.uses.values():
+        layer = layers[use.layer]
+        factor = 1.0
+        if scheme != "lecun" and use.function is not None:
+            factor = gain(use.function).forward
+        if not math.isfinite(factor):
+            raise ValueError(f"layer {use.layer!r}: activation {use.activation} gives only zeros")
+        branches = found.blocks if scheme == "auto" and use.ends_branch else 1
+        factor /= branches**0.5
+        drawn.append((use, layer, factor, branches, _draw(layer, scheme, factor)))
+    done = []
+    with torch.no_grad():
+        for use, layer, factor, branches, weight in drawn:
+            before = _std(layer.weight)
+            layer.weight.copy_(weight)
+            if layer.bias is not None:
+                layer.bias.zero_()
+            after = _std(layer.weight)
+            done.append(Initialized(use.layer, use.activation, factor, before, after, branches))
+    return tuple(done)
+
+
+def _check_scheme(scheme: Any) -> None:
+    if not isinstance(scheme, str):
+        raise TypeError(f"scheme={scheme!r} is not a name; expected one of {', '.join(SCHEMES)}")
+    if scheme not in SCHEMES:
+        near = difflib.get_close_matches(scheme.lower(), SCHEMES, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"scheme={scheme!r} is unknown{hint} Known: {', '.join(SCHEMES)}")
+
+
+def _std(weight: Tensor) -> float:
+    return weight.detach().double().std(correction=0).item()
+
+
+def _draw(layer: Any, scheme: str, factor: float) -> Tensor:
+    weight = torch.empty_like(layer.weight)
+    fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
+    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        # Its weight is [in, out/groups, …], and of the kernel only 1/stride reaches an output.
+        reach = math.prod(k / s for k, s in zip(layer.kernel_size, layer.stride, strict=True))
+        fan_in = max(1, round(layer.in_channels / layer.groups * reach))
+        fan_out = weight.shape[1] * math.prod(layer.kernel_size)
+    if scheme == "orthogonal":
+        return nn.init.orthogonal_(weight, factor)
+    wide = scheme.startswith("xavier")
+    std = factor * (2 / (fan_in + fan_out)) ** 0.5 if wide else factor / fan_in**0.5
+    if scheme.endswith("uniform"):
+        bound = 3**0.5 * std
+        return nn.init.uniform_(weight, -bound, bound)
+    return nn.init.normal_(weight, 0.0, std)
 
 
 class Scaled(NamedTuple):

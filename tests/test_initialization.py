@@ -1,4 +1,4 @@
-"""LSUV gives unit variance layer by layer, and leaves everything else alone."""
+"""Each scheme has its variance and each layer its gain; LSUV gives unit variance."""
 
 import pytest
 import torch
@@ -85,3 +85,154 @@ def test_bad_arguments():
         sk.lsuv(mixed(), torch.randn(4, 8), tolerance=0)
     with pytest.raises(ValueError, match="model=ReLU has no linear or convolutional layer"):
         sk.lsuv(nn.ReLU(), torch.randn(4, 8))
+
+
+class Residual(nn.Module):
+    """Blocks with functional activations; the second one ends in a norm."""
+
+    def __init__(self, width=64):
+        super().__init__()
+        self.start = nn.Linear(8, width)
+        self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+        self.outer = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x):
+        x = torch.tanh(self.start(x))
+        for i, (inner, outer) in enumerate(zip(self.inner, self.outer, strict=True)):
+            branch = outer(nn.functional.gelu(inner(x)))
+            x = x + (self.norm(branch) if i == 1 else branch)
+        return self.head(x)
+
+
+def test_functional_activations_and_residual_branches_are_found_in_a_pass():
+    torch.manual_seed(0)
+    model = Residual()
+    found = {e.layer: e for e in sk.initialize(model, "auto", torch.randn(4, 8))}
+    gelu = sk.gain("gelu").forward
+    assert found["start"].activation == "tanh"
+    assert found["start"].gain == pytest.approx(sk.gain("tanh").forward)
+    assert [found[f"inner.{i}"].activation for i in range(3)] == ["gelu"] * 3
+    assert [found[f"inner.{i}"].gain for i in range(3)] == pytest.approx([gelu] * 3)
+    # Three blocks; the one whose branch ends in a norm is left alone.
+    assert [found[f"outer.{i}"].branches for i in range(3)] == [3, 1, 3]
+    assert found["outer.0"].gain == pytest.approx(3**-0.5)
+    assert found["head"].activation == "linear"
+    for name, entry in found.items():
+        weight = model.get_submodule(name).weight
+        assert entry.after == pytest.approx(weight.std(correction=0).item(), rel=1e-5)
+        standard_errors = abs(entry.after / (entry.gain / weight.shape[1] ** 0.5) - 1)
+        assert standard_errors < 4 / (2 * weight.numel()) ** 0.5
+        assert not model.get_submodule(name).bias.any()
+
+
+def test_in_place_sums_are_blocks_too():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            out = self.b(self.relu(self.a(x)))
+            out += x
+            return self.relu(out)
+
+    model = nn.Sequential(Block(), Block())
+    report = sk.initialize(model, batch=torch.randn(2, 4, 6, 6))
+    assert [(e.layer, e.activation, e.branches) for e in report] == [
+        ("0.a", "relu", 1), ("0.b", "relu", 2), ("1.a", "relu", 1), ("1.b", "relu", 2),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scheme", "variance", "uniform"),
+    [
+        ("kaiming", 2 / 200, False),
+        ("kaiming_uniform", 2 / 200, True),
+        ("xavier", 2 * 2 / 500, False),
+        ("xavier_uniform", 2 * 2 / 500, True),
+        ("lecun", 1 / 200, False),
+    ],
+)
+def test_each_scheme_has_its_variance(scheme, variance, uniform):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(200, 300), nn.ReLU())
+    sk.initialize(model, scheme)
+    weight = model[0].weight.detach().double()
+    kurtosis = 9 / 5 if uniform else 3
+    error = variance * ((kurtosis - 1) / weight.numel()) ** 0.5
+    assert abs(weight.var(correction=0).item() - variance) < 4 * error
+    assert (weight.abs().max() <= (3 * variance) ** 0.5 * (1 + 1e-6)).item() is uniform
+
+
+def test_orthogonal_rows_have_the_gain():
+    model = nn.Sequential(nn.Linear(60, 20), nn.Tanh())
+    sk.initialize(model, "orthogonal")
+    product = model[0].weight @ model[0].weight.mT
+    assert torch.allclose(product, sk.gain("tanh").forward ** 2 * torch.eye(20), atol=1e-5)
+
+
+def test_a_transposed_convolution_keeps_the_second_moment():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose2d(64, 32, 4, stride=2))
+    sk.initialize(model, "kaiming")
+    x = torch.randn(16, 64, 12, 12)
+    inner = model(x)[:, :, 4:-4, 4:-4]  # the border gets fewer terms
+    assert inner.square().mean().item() == pytest.approx(1, rel=0.05)
+
+
+def test_what_is_not_drawn_stays():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.unused = nn.Embedding(10, 8), nn.Linear(8, 8)
+            self.mixing = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.hidden, self.head = nn.Linear(8, 8), nn.Linear(8, 10, bias=False)
+            self.head.weight = self.table.weight
+
+        def forward(self, x):
+            x = self.table(x)
+            return self.head(torch.relu(self.hidden(x + self.mixing(x, x, x)[0])))
+
+    model = Tied()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = torch.get_rng_state()
+    model.hidden.weight.grad = gradient = torch.ones(8, 8)
+    report = sk.initialize(model, batch=torch.randint(0, 10, (2, 5)))
+    assert [e.layer for e in report] == ["hidden"]
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"hidden.weight", "hidden.bias"}
+    assert model.hidden.weight.grad is gradient
+    assert not torch.equal(torch.get_rng_state(), state)  # the draw is the caller's seed's
+
+
+def test_the_order_of_modules_stands_in_for_a_batch():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.SiLU(), nn.Linear(8, 2))
+    assert [(e.layer, e.activation) for e in sk.initialize(model)] == [
+        ("0", "silu"), ("3", "linear"),
+    ]  # fmt: skip
+
+
+def test_initialize_refuses_and_leaves_the_model_as_it_was():
+    model = Residual()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match="scheme='kaimng' is unknown; did you mean 'kaiming'"):
+        sk.initialize(model, "kaimng")
+    with pytest.raises(TypeError, match="scheme=None is not a name"):
+        sk.initialize(model, None)
+    with pytest.raises(TypeError, match=r"model=3 is not an nn\.Module"):
+        sk.initialize(3)
+    with pytest.raises(ValueError, match="batch=None, and model=Residual has no activation module"):
+        sk.initialize(model)
+    with pytest.raises(ValueError, match="model=ReLU has no linear or convolutional layer"):
+        sk.initialize(nn.ReLU())
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        sk.initialize(model, "auto", torch.randn(4, 7))
+    dead = nn.Sequential(nn.Linear(2, 2), nn.Threshold(1e9, 0.0))
+    kept = dead[0].weight.clone()
+    with pytest.raises(ValueError, match="layer '0': activation threshold gives only zeros"):
+        sk.initialize(dead, "auto", torch.ones(2, 2))
+    assert torch.equal(dead[0].weight, kept)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

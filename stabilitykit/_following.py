@@ -1,0 +1,167 @@
+"""Which activation follows each weight, and which weights end a residual branch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from stabilitykit._flatness import ACTIVATIONS, MODULES
+from stabilitykit._functions import MOVES, plain_name
+from stabilitykit._nested import tensors
+
+LAYERS = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
+    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+_NORMS = {"batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm"}
+# What lies between a weight and its activation without being one.
+_PASSING = MOVES | _NORMS | {
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout",
+    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d",
+    "adaptive_max_pool2d", "mean", "sum", "cat", "concat", "stack", "add", "radd", "sub", "mul",
+    "rmul", "div", "truediv", "interpolate", "pad",
+}  # fmt: skip
+
+
+@dataclass
+class Use:
+    """One layer's weight: what follows it.
+
+    Attributes:
+        layer: name in `named_modules`.
+        activation: its name, "linear" where none follows.
+        function: the activation as a callable.
+        ends_branch: whether its output is added to what the branch began with.
+    """
+
+    layer: str
+    activation: str = "linear"
+    function: Callable[[Tensor], Tensor] | None = None
+    ends_branch: bool = False
+
+
+@dataclass
+class Found:
+    """What a pass or the order of modules tells of the weights."""
+
+    uses: dict[str, Use] = field(default_factory=dict)
+    blocks: int = 0
+
+
+def weights(model: nn.Module) -> dict[str, nn.Module]:
+    """Linear and convolutional layers that own their weight, each once."""
+    modules = list(model.modules())
+    attention = {id(m.out_proj) for m in modules if isinstance(m, nn.MultiheadAttention)}
+    tables = {id(m.weight) for m in modules if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LAYERS)
+        and id(module) not in attention
+        and isinstance(module._parameters.get("weight"), nn.Parameter)
+        and id(module.weight) not in tables
+        and not nn.parameter.is_lazy(module.weight)
+    }
+
+
+class Follow(TorchFunctionMode):
+    """Follows the outputs of layers through a forward pass up to the next activation."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.found = Found()
+        self._names = {id(module.weight): name for name, module in weights(model).items()}
+        self._waiting: dict[int, frozenset[str]] = {}
+        self._normed: dict[int, bool] = {}  # whether a norm stands between
+        self._past: dict[int, int] = {}  # the operations behind a tensor, as bits
+        self._number: dict[int, int] = {}
+        self._parameters = {id(p) for p in model.parameters() if p.dim() > 1}
+        self._weighted = 0  # the operations that have a weight, as bits
+        self._alive: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = plain_name(func)
+        given = list(tensors((args, kwargs)))
+        before = [(self._past.get(id(t), 0), self._number.get(id(t), -1)) for t in given]
+        waiting = frozenset[str]().union(*(self._waiting.get(id(t), ()) for t in given))
+        normed = name in _NORMS or any(self._normed.get(id(t), False) for t in given)
+        layer = next((self._names[id(t)] for t in given[1:] if id(t) in self._names), None)
+        if name in ("add", "iadd", "radd") and len(given) == 2:
+            self._join(given, before)
+        out = func(*args, **kwargs)
+        if layer is not None:
+            self.found.uses.setdefault(layer, Use(layer))
+            waiting, normed = frozenset([layer]), False
+        elif func in ACTIVATIONS:
+            for key in waiting:
+                use = self.found.uses[key]
+                if use.function is None:
+                    use.activation, use.function = ACTIVATIONS[func], _plain(func, args, kwargs)
+            waiting = frozenset()
+        elif name not in _PASSING and name != "iadd":
+            waiting = frozenset()
+        bits = 0
+        for past, number in before:
+            bits |= past | (1 << number if number >= 0 else 0)
+        weighs = any(id(t) in self._parameters for t in given)
+        for tensor in tensors(out):
+            self._alive.append(tensor)
+            self._waiting[id(tensor)], self._normed[id(tensor)] = waiting, normed
+            self._past[id(tensor)] = bits
+            self._number[id(tensor)] = len(self._alive)
+            self._weighted |= weighs << len(self._alive)
+        return out
+
+    def _join(self, given: list[Tensor], before: list[tuple[int, int]]) -> None:
+        """A sum of a branch and of what it began with is a residual block."""
+        for branch, other in ((0, 1), (1, 0)):
+            (past, number), (origin, start) = before[branch], before[other]
+            since = (past | 1 << max(number, 0)) & ~origin
+            if start < 0 or not past >> start & 1 or not since & self._weighted & ~(1 << start):
+                continue
+            self.found.blocks += 1
+            ends = self._waiting.get(id(given[branch]), frozenset())
+            if not self._normed.get(id(given[branch]), False):
+                for key in ends:
+                    self.found.uses[key].ends_branch = True
+
+
+def _plain(func: Any, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor]:
+    options = {k: v for k, v in kwargs.items() if k != "input"}
+    rest = args[1:]
+    if ACTIVATIONS[func] == "prelu":
+        weight = (rest[0] if rest else options["weight"]).detach().double().cpu().mean()
+        return lambda z: nn.functional.leaky_relu(z, float(weight))
+    return lambda z: func(z, *rest, **options)
+
+
+def by_pass(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Found:
+    """What follows each weight in one forward pass."""
+    follow = Follow(model)
+    for tensor in tensors((args, kwargs)):  # the input is what the first branch may begin with
+        follow._alive.append(tensor)
+        follow._number[id(tensor)] = len(follow._alive)
+    with torch.no_grad(), follow:
+        model(*args, **kwargs)
+    return follow.found
+
+
+def by_order(model: nn.Module) -> Found:
+    """What follows each weight in the order in which modules were registered."""
+    found, last = Found(), None
+    named = weights(model)
+    for name, module in model.named_modules():
+        if name in named:
+            last = found.uses[name] = Use(name)
+        elif isinstance(module, MODULES) and last is not None and last.function is None:
+            last.activation, last.function = type(module).__name__.lower(), module
+    return found
