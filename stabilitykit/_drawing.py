@@ -92,3 +92,37 @@ def longest_step(
         return None
     tail = lengths.argmax()
     return points[tail], points[tail + 1]
+
+
+def legend_above(ax: Any) -> Any:
+    """The legend over the axes, in as many columns as fit."""
+    names = ax.get_legend_handles_labels()[1]
+    if names:
+        figure = ax.get_figure(root=True)
+        width = ax.get_position().width * (figure.get_size_inches()[0] if figure else 5)
+        columns = max(1, int(16.5 * width / (max(map(len, names)) + 7)))
+        ax.legend(
+            frameon=False,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            borderaxespad=0.2,
+            columnspacing=1.2,
+            ncols=min(columns, len(names)),
+        )
+    return ax
+
+
+def legend(ax: Any) -> Any:
+    """A legend without a frame, where anything has a name."""
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False)
+    return ax
+
+
+def finite(name: str, group: Any) -> np.ndarray:
+    """The finite values of a group, of which there must be one."""
+    values = array(group)
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        raise ValueError(f"groups[{name!r}] has no finite value to draw")
+    return values

@@ -58,6 +58,23 @@ PAGES = {
 }
 CODES = tuple(PAGES)
 
+# What is measured for each code.
+QUANTITIES = {
+    "non-finite": "entries that are not finite",
+    "vanishing-signal": "amplitude at the last hidden layer, relative to the input's",
+    "exploding-signal": "amplitude at the output, relative to the input's",
+    "vanishing-gradient": "gradient at the first layer, relative to the last hidden one's",
+    "exploding-gradient": "gradient at the first layer, relative to the last hidden one's",
+    "saturated": "share of entries where the activation is flat",
+    "dead-units": "share of units that are off for the whole batch",
+    "tied-units": "share of units that are equal and stay so",
+    "no-gradient": "gradient",
+    "unscaled-input": "root mean square of the inputs",
+    "mismatched-loss": "loss",
+    "update-too-large": "length of the step, relative to the best one in its direction",
+    "update-too-small": "length of the step, relative to the best one in its direction",
+}
+
 # A cause hides the findings that follow from it: they are judged again once it is mended.
 HIDES = {
     "unscaled-input": {

@@ -266,7 +266,8 @@ def step(line: Line | None) -> list[Finding]:
     )
     # A bounded loss rises by little; then even a tenth of the step is beyond the best one.
     if line.stretch > f.STEP_LARGE or (line.stretch > 2 and line.factor < 0.1):
-        return [finding("update-too-large", line.layer, line.stretch, 1.0, remedy)]
+        length = line.stretch if line.stretch > f.STEP_LARGE else 1 / line.factor
+        return [finding("update-too-large", line.layer, length, 1.0, remedy)]
     if line.factor >= 1 / f.STEP_SMALL:
         share = 1 / line.factor
         return [finding("update-too-small", line.layer, share, 1.0, remedy, "warning")]

@@ -11,6 +11,7 @@ Examples:
     ['predicted', 'measured (2 seeds)']
 """
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,11 +20,22 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.cbook import normalize_kwargs
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from stabilitykit._drawing import array, cut, last_exit, line, longest_step, summary
+from stabilitykit._drawing import (
+    array,
+    cut,
+    finite,
+    last_exit,
+    legend,
+    legend_above,
+    line,
+    longest_step,
+    summary,
+)
 from stabilitykit.descent import Path
 
 
@@ -47,7 +59,7 @@ def prediction(
     default = {"color": mpl.rcParams["text.color"], "linewidth": 1.4, "zorder": 2}
     style = default | normalize_kwargs(style, Line2D)
     ax.plot(x, y, label=label, **style)
-    return _legend(ax)
+    return legend(ax)
 
 
 def measurement(
@@ -95,7 +107,7 @@ def measurement(
     bars = np.nan_to_num(np.maximum([middle - below, above - middle], 0))
     count = f"{len(samples)} seed{'s' if len(samples) > 1 else ''}"
     ax.errorbar(x, middle, bars, label=f"{label} ({count})", **style)
-    return _legend(ax)
+    return legend(ax)
 
 
 def profile(
@@ -169,7 +181,7 @@ def violins(
     """
     if not groups:
         raise ValueError(f"groups must hold at least one named array, got {groups!r}")
-    values = [_finite(name, group) for name, group in groups.items()]
+    values = [finite(name, group) for name, group in groups.items()]
     places = np.arange(1, len(values) + 1)
     spread = [i for i, v in enumerate(values) if np.ptp(v) > 0]
     if spread:
@@ -185,14 +197,6 @@ def violins(
     if ylabel:
         ax.set_ylabel(ylabel)
     return ax
-
-
-def _finite(name: str, group: Any) -> np.ndarray:
-    values = array(group)
-    values = values[np.isfinite(values)]
-    if values.size == 0:
-        raise ValueError(f"groups[{name!r}] has no finite value to draw")
-    return values
 
 
 def contours(
@@ -251,7 +255,7 @@ def contours(
         _path(ax, name, path, f"C{index % 10}", *np.array([xlim, ylim], dtype=float).T)
     ax.set(xlim=xlim, ylim=ylim, xlabel=labels[0], ylabel=labels[1])
     ax.grid(False)
-    return _legend_above(ax)
+    return legend_above(ax)
 
 
 def _path(ax: Axes, name: str, path: Any, color: str, low: np.ndarray, high: np.ndarray) -> None:
@@ -274,25 +278,17 @@ def _path(ax: Axes, name: str, path: Any, color: str, low: np.ndarray, high: np.
         ax.annotate("", tip, (x, y), arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0})
 
 
-def _legend_above(ax: Axes) -> Axes:
-    """The legend over the axes, in as many columns as fit."""
-    names = ax.get_legend_handles_labels()[1]
-    if names:
-        figure = ax.get_figure(root=True)
-        width = ax.get_position().width * (figure.get_size_inches()[0] if figure else 5)
-        columns = max(1, int(16.5 * width / (max(map(len, names)) + 7)))
-        ax.legend(
-            frameon=False,
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            borderaxespad=0.2,
-            columnspacing=1.2,
-            ncols=min(columns, len(names)),
-        )
-    return ax
+def svg(draw: Callable[[Axes], Any], style: Mapping[str, Any], name: str = "figure") -> str:
+    """A figure as SVG text, the same bytes on every run.
 
-
-def _legend(ax: Axes) -> Axes:
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False)
-    return ax
+    Args:
+        draw: draws on the axes that it is given.
+        style: rcParams while drawing.
+        name: salt of the ids within the SVG.
+    """
+    settings: Any = {**style, "svg.hashsalt": name}
+    with mpl.rc_context(settings):
+        figure, text = Figure(figsize=(5.2, 3.2), layout="constrained"), io.StringIO()
+        draw(figure.subplots())
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue()

@@ -1,0 +1,239 @@
+"""A diagnosis as text for the terminal, as JSON, and as one self-contained HTML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from stabilitykit import _html, plots
+from stabilitykit._findings import QUANTITIES
+from stabilitykit.diagnosis import Diagnosis
+
+
+def shown(value: float | str | None) -> str:
+    """A measured or expected value in few digits.
+
+    Examples:
+        >>> shown(0.000123456), shown("None"), shown(float("inf")), shown(None)
+        ('0.000123', 'None', 'inf', '')
+    """
+    return "" if value is None else value if isinstance(value, str) else f"{value:.3g}"
+
+
+def verdict(diagnosis: Diagnosis) -> str:
+    """One line."""
+    number = len(diagnosis.findings)
+    said = "healthy" if diagnosis.healthy else f"{number} finding{'s' if number > 1 else ''}"
+    layers = len({record.layer for record in diagnosis.records})
+    return f"{said}: {layers} layers, loss {shown(diagnosis.loss)}"
+
+
+def table(diagnosis: Diagnosis) -> Table:
+    """The findings, one a row, for `rich.print`.
+
+    Examples:
+        >>> from stabilitykit._findings import finding
+        >>> found = finding("dead-units", "0", 1.0, 0.6, "Do `this`.")
+        >>> table(Diagnosis((found,), 1.0, (), (), None)).row_count
+        1
+    """
+    grid = Table(title=verdict(diagnosis), title_justify="left")
+    for column in ("code", "layer", "measured", "expected", "remedy", "page"):
+        grid.add_column(column, overflow="fold")
+    for one in diagnosis.findings:
+        cells = (one.code, one.layer, shown(one.measured), shown(one.expected))
+        grid.add_row(*(Text(cell) for cell in (*cells, one.remedy.replace("`", ""), one.page)))
+    return grid
+
+
+def text(diagnosis: Diagnosis) -> Group:
+    """The findings as paragraphs, which a narrow terminal can hold, for `rich.print`.
+
+    Examples:
+        >>> import rich
+        >>> rich.print(text(Diagnosis((), 0.5, (), (), None)))
+        healthy: 0 layers, loss 0.5
+    """
+    lines: list[Text] = [Text(verdict(diagnosis), style="green" if diagnosis.healthy else "bold")]
+    for one in diagnosis.findings:
+        style = "bold red" if one.severity == "error" else "bold yellow"
+        lines += [Text(""), Text.assemble((one.code, style), f" at {one.layer or '(model)'}")]
+        lines.append(Text(f"  {QUANTITIES[one.code]}:"))
+        lines.append(Text(f"  measured {shown(one.measured)}, expected {shown(one.expected)}"))
+        lines.append(Text(f"  {one.remedy.replace('`', '')}"))
+        lines.append(Text(f"  page: {one.page}", style="dim"))
+    return Group(*lines)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no numbers that are not finite; they become strings."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def to_json(diagnosis: Diagnosis) -> str:
+    """Everything in the diagnosis, as JSON.
+
+    Keys: healthy, loss, findings (the fields of `Finding`), layers (those of `Record`, and of its
+    prediction), parameters (those of `ParameterRecord`), not_modelled. What is not finite is a
+    string, "nan", "inf" or "-inf".
+
+    Examples:
+        >>> json.loads(to_json(Diagnosis((), float("nan"), (), (), None)))["loss"]
+        'nan'
+    """
+    expected = _expected(diagnosis)
+    layers = []
+    for record in diagnosis.records:
+        entry = dataclasses.asdict(record)
+        prediction = expected.get((record.layer, record.kind, record.call))
+        entry["predicted"] = None if prediction is None else dataclasses.asdict(prediction)
+        layers.append(entry)
+    content = {
+        "healthy": diagnosis.healthy,
+        "loss": diagnosis.loss,
+        "findings": [dataclasses.asdict(one) for one in diagnosis.findings],
+        "layers": layers,
+        "parameters": [dataclasses.asdict(one) for one in diagnosis.parameters],
+        "not_modelled": list(diagnosis.prediction.not_modelled if diagnosis.prediction else ()),
+    }
+    return json.dumps(_plain(content), indent=1, allow_nan=False)
+
+
+def _expected(diagnosis: Diagnosis) -> dict[tuple[str, str, int], Any]:
+    layers = diagnosis.prediction.layers if diagnosis.prediction is not None else ()
+    return {(one.layer, one.kind, one.call): one for one in layers}
+
+
+def write(path: str | os.PathLike[str], content: str) -> Path:
+    """Write a text file whole or not at all: a temporary file beside it, then one rename.
+
+    Examples:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write(Path(folder) / "report.txt", "whole").read_text()
+        'whole'
+    """
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(content)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are for their owner alone
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return target
+
+
+def to_html(diagnosis: Diagnosis) -> str:
+    """One HTML document: figures inline, no script, no request to anywhere, light and dark.
+
+    Examples:
+        >>> page = to_html(Diagnosis((), 0.5, (), (), None))
+        >>> "<script" in page, "http" in page.replace("http-equiv", "")
+        (False, False)
+    """
+    parts = [f"<h1>{_html.prose('Diagnosis: ' + verdict(diagnosis))}</h1>"]
+    for one in diagnosis.findings:
+        entries = {
+            "what": QUANTITIES[one.code],
+            "measured": shown(one.measured),
+            "expected": shown(one.expected),
+            "remedy": one.remedy,
+            "read": one.page,
+        }
+        title = f"{one.code} at `{one.layer or '(model)'}`"
+        parts.append(_html.article(title, one.severity, entries))
+    parts += _figures(diagnosis)
+    parts += _tables(diagnosis)
+    return _html.page("Diagnosis: " + verdict(diagnosis), "\n".join(parts))
+
+
+def _figures(diagnosis: Diagnosis) -> list[str]:
+    expected = _expected(diagnosis)
+    pairs = [
+        (expected[key], record)
+        for record in diagnosis.records
+        if (key := (record.layer, record.kind, record.call)) in expected
+    ]
+    if len(pairs) < 2:
+        return []
+    found = [
+        _profile(
+            "forward",
+            "mean square of the output",
+            [one.forward for one, _ in pairs],
+            [record.rms**2 for _, record in pairs],
+        )
+    ]
+    met = [(one, record.grad_rms) for one, record in pairs if record.grad_rms]
+    if len(met) > 1:
+        # The prediction is for a gradient of mean square 1 at the model's output.
+        scale = met[-1][0].backward / met[-1][1] ** 2
+        predicted, measured = zip(*((o.backward, scale * g**2) for o, g in met), strict=True)
+        found.append(_profile("backward", "mean square of the gradient", predicted, measured))
+    return found
+
+
+def _profile(name: str, quantity: str, predicted: Any, measured: Any) -> str:
+    first, last = shown(measured[0]), shown(measured[-1])
+    alt = f"{quantity.capitalize()} by layer: measured {first} at the first, {last} at the last; "
+    alt += f"predicted {shown(predicted[0])} and {shown(predicted[-1])}."
+
+    def draw(ax: Any) -> None:
+        plots.profile(ax, predicted, [measured], label="measured", ylabel=quantity)
+        ax.set_xlabel("layer call")
+
+    svg = _html.themed(plots.svg(draw, _html.STYLE, name), name, alt)
+    caption = f"{quantity.capitalize()}: line, expected of these weights; points, this batch."
+    return _html.figure(svg, caption)
+
+
+def _tables(diagnosis: Diagnosis) -> list[str]:
+    expected = _expected(diagnosis)
+    fields: dict[str, Callable[[Any], Any]] = {
+        "rms": lambda r: r.rms,
+        "expected": lambda r: _root(expected.get((r.layer, r.kind, r.call))),
+        "saturated": lambda r: r.saturated,
+        "dead": lambda r: r.dead,
+        "gradient rms": lambda r: r.grad_rms,
+        "not finite": lambda r: str((r.nonfinite or 0) + (r.grad_nonfinite or 0)),
+    }
+    rows = [
+        [r.layer or "(model)", r.kind, *(shown(get(r)) for get in fields.values())]
+        for r in diagnosis.records
+    ]
+    weights = [
+        [p.parameter, "", *map(shown, (p.weight_norm, p.grad_norm, p.update_ratio))]
+        for p in diagnosis.parameters
+    ]
+    return [
+        "<h2>Layers</h2>",
+        _html.table("Outputs, in the order of the forward pass", ["layer", "kind", *fields], rows),
+        "<h2>Parameters</h2>",
+        _html.table(
+            "Norms, and the change of the optimizer's step relative to the weight",
+            ["parameter", "", "norm", "gradient", "update"],
+            weights,
+        ),
+    ]
+
+
+def _root(prediction: Any) -> float | None:
+    return None if prediction is None else float(prediction.forward**0.5)

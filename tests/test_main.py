@@ -1,0 +1,175 @@
+"""The command line: exit status, one clear line for what fails, and files."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from stabilitykit.__main__ import main
+
+SOURCE = """
+import torch
+from torch import nn
+from helper import WIDTH
+
+torch.set_num_threads(1)
+
+def net(bias=0.0):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 4))
+    model[0].bias.data.add_(bias)
+    batch = torch.randn(64, 16), torch.arange(64) % 4
+    return model, batch, nn.functional.cross_entropy
+
+def good():
+    model, *rest = net()
+    return model, *rest, torch.optim.SGD(model.parameters(), lr=0.1)
+
+def dead():
+    return net(-30.0)
+
+def fails():
+    raise OSError("no\\ndata")
+
+def leaves():
+    raise SystemExit(3)
+
+def pair():
+    return net()[:2]
+
+def nothing():
+    pass
+
+def broken():
+    model, (x, t), loss_fn = net()
+    return model, (x[:, :3], t), loss_fn
+
+value = 3
+"""
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    (tmp_path / "helper.py").write_text("WIDTH = 32\n")
+    path = tmp_path / "train.py"
+    path.write_text(SOURCE)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    return path
+
+
+def test_a_healthy_model_gives_0(source, capsys):
+    assert main(["diagnose", f"{source}:good"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("healthy: 3 layers, loss 1.")
+    assert err == ""
+
+
+def test_findings_give_1(source, capsys):
+    assert main(["diagnose", f"{source}:dead"]) == 1
+    out, err = capsys.readouterr()
+    assert "dead-units at 0" in out
+    assert "nn.init.zeros_(model.get_submodule('0').bias)" in " ".join(out.split())
+    assert err == ""
+
+
+def test_both_files_are_written(source, tmp_path, capsys):
+    html, numbers = tmp_path / "r.html", tmp_path / "r.json"
+    assert main(["diagnose", f"{source}:dead", "--html", str(html), "--json", str(numbers)]) == 1
+    assert html.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert json.loads(numbers.read_text())["findings"][0]["code"] == "dead-units"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("god", "train.py has no function 'god'; did you mean 'good'?"),
+        ("value", "train.py has no function 'value'"),
+        ("fails", "train.py:fails, line 23 raised OSError: no data"),
+        ("leaves", "train.py:leaves, line 26 raised SystemExit: 3"),
+        ("pair", "returned tuple of 2; expected (model, batch, loss_fn) or (model, batch, loss"),
+        ("nothing", "returned NoneType; expected (model, batch, loss_fn)"),
+        ("broken", "forward of layer '0' raised RuntimeError: mat1 and mat2"),
+        ("a b", "is not of the form FILE.py:FACTORY"),
+        ("", "is not of the form FILE.py:FACTORY"),
+    ],
+)
+def test_what_cannot_run_gives_2_and_one_line(source, capsys, name, said):
+    assert main(["diagnose", f"{source}:{name}"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.startswith("stabilitykit: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("def make(:\n", "line 1 raised SyntaxError"),
+        ("x = 1\nimport nowhere_to_be_found\n", "line 2 raised ModuleNotFoundError"),
+    ],
+)
+def test_a_file_that_does_not_run_gives_2(tmp_path, capsys, content, said, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    path = tmp_path / "bad.py"
+    path.write_text(content)
+    assert main(["diagnose", f"{path}:make"]) == 2
+    assert f"{path}, {said}" in capsys.readouterr().err
+
+
+def test_a_missing_file_or_folder_gives_2(source, tmp_path, capsys):
+    assert main(["diagnose", f"{tmp_path / 'none.py'}:make"]) == 2
+    assert "none.py is not a file" in capsys.readouterr().err
+    (tmp_path / "notes.txt").write_text("")
+    assert main(["diagnose", f"{tmp_path / 'notes.txt'}:make"]) == 2
+    assert "notes.txt is not a Python file" in capsys.readouterr().err
+    assert main(["diagnose", f"{source}:good", "--html", str(tmp_path / "none" / "r.html")]) == 2
+    assert "r.html cannot be written" in capsys.readouterr().err
+    assert main(["diagnose", f"{source}:good", "--json", str(tmp_path)]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing(source, tmp_path, capsys, monkeypatch):
+    from stabilitykit import report
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "r.html")
+
+    monkeypatch.setattr(report.os, "replace", full)
+    assert main(["diagnose", f"{source}:good", "--html", str(tmp_path / "r.html")]) == 2
+    assert "r.html cannot be written" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["helper.py", "train.py"]
+
+
+def test_help_says_what_the_factory_returns_and_each_exit_status(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["diagnose", "--help"])
+    assert left.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "(model, batch, loss_fn, optimizer)",
+        "0 healthy",
+        "1 findings",
+        "2 could not run",
+    ):
+        assert part in text
+    assert "--html" in text
+    assert "--json" in text
+
+
+def test_wrong_usage_gives_2(capsys):
+    for arguments in ([], ["diagnos"], ["diagnose"]):
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert left.value.code == 2
+
+
+def test_the_module_runs_as_a_program(source):
+    command = [sys.executable, "-m", "stabilitykit", "diagnose", f"{source}:dead"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "dead-units at 0" in done.stdout
+    assert done.stderr == ""

@@ -1,0 +1,213 @@
+"""A diagnosis as text, JSON and HTML: whole, escaped, offline, and written whole or not at all."""
+
+import json
+import math
+import os
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from torch.nn import functional as F
+from zoo import healthy, nets, sick
+
+import stabilitykit as sk
+from stabilitykit import report
+from stabilitykit._findings import CODES, QUANTITIES, finding
+
+EVIL = """<img src=x onerror=alert(1)>&"'"""
+
+
+@pytest.fixture(scope="module")
+def ill():
+    """A diagnosis with findings, of a model whose names are hostile."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    widths = [16, *[48] * 12, 4]
+    for i, (n, m) in enumerate(pairwise(widths)):
+        model.add_module(f"{i}{EVIL}", nn.Linear(n, m))
+        if m != 4:
+            model.add_module(f"act{i}", nn.Sigmoid())
+    return sk.diagnose(model, nets.table(), F.cross_entropy)
+
+
+@pytest.fixture(scope="module")
+def well():
+    torch.set_num_threads(1)
+    return sk.diagnose(*healthy.build("mlp-3-gelu-adam"))
+
+
+def printed(thing, width=60):
+    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(thing)
+    return console.export_text()
+
+
+class Reader(HTMLParser):
+    """Tags, attributes and text; complains of tags that do not match."""
+
+    EMPTY = ("meta", "br", "img", "link")
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.words = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_text_says_every_finding_in_full(ill):
+    text = " ".join(printed(report.text(ill)).split())
+    assert text.startswith("2 findings: 25 layers, loss 1.")
+    for one in ill.findings:
+        assert one.code in text
+        assert QUANTITIES[one.code] in text
+        assert one.page in text
+        assert f"measured {one.measured:.3g}, expected 1" in text
+    assert EVIL in text.replace(" ", "").replace("imgsrc=xon", "img src=x on")
+
+
+def test_text_of_a_healthy_model_is_one_line(well):
+    assert re.fullmatch(r"healthy: 7 layers, loss \d\.\d+\n", printed(report.text(well)))
+
+
+def test_names_are_not_read_as_markup():
+    one = finding("dead-units", "[red]x[/nope]", 1.0, 0.6, "Do `a[0]` now.")
+    text = printed(report.text(sk.Diagnosis((one,), 1.0, (), (), None)))
+    assert "[red]x[/nope]" in text
+    assert "Do a[0] now." in text
+    assert "[red]x[/nope]" in printed(report.table(sk.Diagnosis((one,), 1.0, (), (), None)), 200)
+
+
+def test_the_table_has_a_row_a_finding(ill):
+    assert ill.table().row_count == len(ill.findings) == 2
+
+
+def test_json_holds_everything(ill):
+    content = json.loads(ill.to_json())
+    assert content["healthy"] is False
+    assert content["findings"][0].keys() == {
+        "code", "layer", "measured", "expected", "severity", "remedy", "page"
+    }  # fmt: skip
+    assert content["findings"][0]["measured"] == ill.findings[0].measured
+    assert [layer["rms"] for layer in content["layers"]] == [r.rms for r in ill.records]
+    assert content["layers"][0]["predicted"]["forward"] == ill.prediction.layers[0].forward
+    assert len(content["parameters"]) == 26
+    assert content["layers"][0]["layer"] == "0" + EVIL
+
+
+def test_json_writes_what_is_not_finite_as_words():
+    diagnosis = sk.diagnose(*sick.build("nan-in-a-weight"))
+    content = json.loads(diagnosis.to_json(), parse_constant=pytest.fail)
+    assert content["loss"] == "nan"
+    assert content["layers"][-1]["rms"] == "nan"
+    assert content["layers"][0]["predicted"] is None
+
+
+def test_html_is_well_formed_and_asks_for_nothing(ill, well):
+    for diagnosis in (ill, well):
+        page = Reader(report.to_html(diagnosis))
+        names = {tag for tag, _ in page.tags}
+        assert names.isdisjoint({"script", "img", "link", "iframe", "object", "base", "form"})
+        for tag, attributes in page.tags:
+            assert not any(key.startswith("on") for key in attributes), tag
+            for key in ("href", "src", "xlink:href", "action"):
+                assert attributes.get(key, "#").startswith("#")
+        text = report.to_html(diagnosis)
+        assert "@import" not in text
+        assert set(re.findall(r"url\((.)", text)) <= {"#"}
+        assert "://" not in text
+
+
+def test_html_shows_names_as_they_are(ill):
+    page = Reader(report.to_html(ill))
+    words = "".join(page.words)
+    assert words.count("0" + EVIL) >= 3
+    for one in ill.findings:
+        assert one.code in words
+        assert one.remedy.replace("`", "") in words
+
+
+def test_html_has_figures_that_speak(ill):
+    page = Reader(report.to_html(ill))
+    figures = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert len(figures) == 2
+    assert all("by layer: measured" in one["aria-label"] for one in figures)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = {a["href"][1:] for _, a in page.tags if a.get("href", "").startswith("#")}
+    assert used <= set(ids)
+
+
+def test_html_follows_light_and_dark(ill):
+    text = report.to_html(ill)
+    svg = text[text.index("<svg") : text.rindex("</svg>")]
+    assert "prefers-color-scheme: dark" in text
+    assert {"var(--fg)", "var(--c0)"} <= set(re.findall(r"var\(--\w+\)", svg))
+    left = set(re.findall(r"(?:fill|stroke): (#\w{3,6})", svg))
+    assert left == set(), "a colour that does not follow the theme"
+
+
+def test_html_is_the_same_on_every_run_and_small(ill):
+    assert report.to_html(ill) == report.to_html(ill)
+    assert len(report.to_html(ill)) < 150_000
+
+
+def test_html_without_a_prediction_has_no_figure():
+    text = report.to_html(sk.diagnose(*sick.build("nan-in-inputs")))
+    assert "<svg" not in text
+    assert "nan" in text
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, well, monkeypatch):
+    path = tmp_path / "report.html"
+    assert well.to_html(path) == path
+    whole = path.read_text(encoding="utf-8")
+    assert whole == report.to_html(well)
+    assert os.stat(path).st_mode & 0o777 == 0o666 & ~umask()
+
+    def torn(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(report.os, "replace", torn)
+    with pytest.raises(OSError, match="disk full"):
+        report.write(path, "half")
+    assert path.read_text(encoding="utf-8") == whole
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_missing_folder_is_an_error(tmp_path, well):
+    with pytest.raises(FileNotFoundError):
+        well.to_html(tmp_path / "none" / "report.html")
+
+
+def test_every_code_says_what_is_measured():
+    assert set(QUANTITIES) == set(CODES)
+
+
+def test_numbers_are_short():
+    assert report.shown(math.pi) == "3.14"
+    assert report.shown(-math.inf) == "-inf"
