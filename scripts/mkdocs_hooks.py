@@ -27,8 +27,8 @@ from scripts.pages.notebook import clean, execute
 from scripts.pages.parse import CONT
 from scripts.pages.progress import progress
 from scripts.site.claims import claims_table
-from scripts.site.fonts import subset_font
-from scripts.site.formulas import FormulaError, characters, fonts, render_bare, render_formulas
+from scripts.site.fonts import embed_fonts
+from scripts.site.formulas import FormulaError, characters, render_bare, render_formulas
 from scripts.site.lighten import lighten
 from scripts.site.stylesheets import trim, words_of
 
@@ -190,7 +190,6 @@ def on_page_context(context, *, page, config, nav):
         figure = built.figures[0]
         path = f"{_figures(page.file)}/{figure.name}.png"
         context["figure"] = {"url": urljoin(config.site_url or "", path), "alt": figure.alt}
-    context["fonts"] = fonts(page.content)
     return context
 
 
@@ -271,9 +270,8 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _trim(site: Path) -> None:
-    """Cut fonts and style sheets down to what the site shows."""
-    for font in sorted(site.glob("assets/katex/fonts/*.woff2")):
-        subset_font(font, _site.characters.get(font.stem, _site.characters[""]))
+    """Cut style sheets and their fonts down to what the site shows."""
+    embed_fonts(site / "assets" / "katex" / "katex.min.css", _site.characters)
     words: set[str] = set()
     for path in [*site.rglob("*.html"), *site.glob("assets/**/*.js")]:
         words |= words_of(path.read_text(encoding="utf-8"))

@@ -1,14 +1,15 @@
 """Formulas rendered at build time."""
 
+import base64
+import io
 import re
 
 import pytest
 
-from scripts.site.fonts import subset_font
+from scripts.site.fonts import embed_fonts
 from scripts.site.formulas import (
     FormulaError,
     characters,
-    fonts,
     render_bare,
     render_formula,
     render_formulas,
@@ -34,6 +35,8 @@ def test_a_formula_is_for_the_eye_and_for_the_ear():
         (r"\vraiance", r"Undefined control sequence: \\vraiance"),
         (r"\left( x", r"\\right"),
         ("a – b", "strict mode"),
+        (r"x^{\mathsf T}", r"no font for \\mathsf"),
+        (r"\mathfrak{g}", r"no font for \\mathfrak"),
     ],
 )
 def test_a_bad_formula_is_refused_with_its_text(tex, reason):
@@ -76,11 +79,9 @@ def test_formulas_in_a_table_of_contents():
     assert made.endswith("?")
 
 
-def test_fonts_and_characters_that_formulas_show():
+def test_characters_that_formulas_show():
     tex = r"\chi = \mathbb{E}[\mathcal{L}] + 1"
     html = render_formulas(rf'<p>é</p><span class="arithmatex">\({tex}\)</span>', refuse)
-    assert fonts(html) == ["KaTeX_Main-Regular", "KaTeX_Math-Italic"]
-    assert fonts("<p>text</p>") == []
     shown = characters(html)
     assert shown["KaTeX_Math-Italic"] == {"χ"}
     assert shown["KaTeX_AMS-Regular"] == {"E"}
@@ -89,19 +90,25 @@ def test_fonts_and_characters_that_formulas_show():
     assert not set("éhcχEL\\") & shown[""]
 
 
-def test_a_subset_font_keeps_its_glyphs_and_is_the_same_every_time(root, tmp_path):
+def test_fonts_come_with_their_style_sheet(root, tmp_path):
     from fontTools.ttLib import TTFont
 
     whole = root / "docs" / "assets" / "katex" / "fonts" / "KaTeX_Math-Italic.woff2"
     made = []
     for name in ("a", "b"):
-        path = tmp_path / name
-        path.write_bytes(whole.read_bytes())
-        subset_font(path, "σχ x")
-        made.append(path.read_bytes())
+        sheet, font = tmp_path / name / "x.css", tmp_path / name / "fonts" / whole.name
+        font.parent.mkdir(parents=True)
+        font.write_bytes(whole.read_bytes())
+        sheet.write_text(f"@font-face{{src:url(fonts/{whole.name}) format('woff2')}}a{{top:0}}")
+        embed_fonts(sheet, {whole.stem: "σχ x", "": "abc"})
+        assert not font.exists()
+        made.append(sheet.read_text())
     assert made[0] == made[1]
-    assert len(made[0]) < len(whole.read_bytes()) / 2
-    before, after = TTFont(whole), TTFont(tmp_path / "a")
+    assert made[0].endswith("format('woff2')}a{top:0}")
+    content = base64.b64decode(re.search(r"url\(data:font/woff2;base64,(.*?)\)", made[0])[1])
+    assert len(content) < whole.stat().st_size / 2
+    before, after = TTFont(whole), TTFont(io.BytesIO(content))
     assert {chr(code) for code in after.getBestCmap()} >= set("σχx")
+    assert not {chr(code) for code in after.getBestCmap()} & set("abc")
     glyph = before.getBestCmap()[ord("σ")]
     assert after["hmtx"][after.getBestCmap()[ord("σ")]] == before["hmtx"][glyph]

@@ -198,7 +198,7 @@ def test_search_says_when_there_is_nothing(visit):
             "document.querySelector('.sk-search [role=status]').textContent === 'Nothing found'"
         )
         tab.keyboard.press("Escape")
-        assert not tab.is_visible(".sk-search")
+        tab.wait_for_selector(".sk-search", state="hidden")
         assert problems == []
 
 
@@ -223,6 +223,7 @@ def test_the_toggle_recolours_the_page_and_its_figures(visit, system):
         assert tab.evaluate(LOOKS) == before
         # Back at what the system says, the page follows the system again.
         tab.emulate_media(color_scheme="dark" if system == "light" else "light")
+        tab.wait_for_function(f"document.body.dataset.mdColorScheme === '{after[0]}'")
         assert tab.evaluate(LOOKS) == after
         assert problems == []
 

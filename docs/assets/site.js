@@ -47,16 +47,18 @@ const sections = new Map(
     link,
   ]),
 );
-const watch = new IntersectionObserver(
-  () => {
-    const read = [...sections.keys()].filter((e) => e && e.getBoundingClientRect().top < 150).pop();
-    for (const [heading, link] of sections) {
-      link.classList.toggle("md-nav__link--active", heading === read);
-    }
-  },
-  { rootMargin: "-150px 0px 0px 0px", threshold: [0, 1] },
-);
-for (const heading of sections.keys()) if (heading) watch.observe(heading);
+let marking = false;
+
+function mark() {
+  marking = false;
+  const read = [...sections.keys()].filter((e) => e && e.getBoundingClientRect().top < 150).pop();
+  for (const [heading, link] of sections) {
+    link.classList.toggle("md-nav__link--active", heading === read);
+  }
+}
+
+addEventListener("scroll", () => (marking ||= requestAnimationFrame(mark)), { passive: true });
+mark();
 
 // Boxes that scroll sideways can be reached and scrolled with the keyboard; the others are no stop
 const resized = new ResizeObserver((entries) => {
@@ -82,7 +84,7 @@ for (const pre of all(".highlight pre")) {
 // Search: the index is loaded when it is first asked
 const dialog = document.querySelector(".sk-search");
 const [field, results, said] = ["input", "ol", "p"].map((name) => dialog.querySelector(name));
-const words = (text) => text.toLowerCase().match(/[\p{L}\p{N}_]+/gu) ?? [];
+const words = (text) => text.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
 let index;
 
 async function load() {
@@ -95,22 +97,24 @@ async function load() {
   });
 }
 
-// A section answers when each word starts one of its own; words of titles count for more.
+// A section answers when each word starts one of its own; whole words count for more, and so do
+// titles, and the page before its sections.
 function score(doc, asked) {
-  let sum = doc.location.includes("#") ? 0 : 1;
+  let sum = 0;
   for (const start of asked) {
-    const count = (from) => from.filter((word) => word.startsWith(start)).length;
-    const found = 10 * Math.min(1, count(doc.titled)) + Math.min(5, count(doc.said));
-    if (!found) return 0;
-    sum += found;
+    const best = (from) => Math.max(0, ...from.map((word) => (word === start) + word.startsWith(start)));
+    const titled = best(doc.titled);
+    const count = doc.said.filter((word) => word.startsWith(start)).length;
+    if (!titled && !count) return 0;
+    sum += titled * (doc.location.includes("#") ? 10 : 20) + Math.min(5, count);
   }
   return sum;
 }
 
 function excerpt(text, asked) {
-  const at = Math.max(0, text.toLowerCase().search(new RegExp(`(?<![\\p{L}\\p{N}_])${asked[0]}`, "u")));
+  const at = Math.max(0, text.toLowerCase().search(new RegExp(`(?<![\\p{L}\\p{N}])${asked[0]}`, "u")));
   const made = element("p", at > 60 ? "… " : "");
-  const parts = text.slice(Math.max(0, at - 60), at + 140).split(/([\p{L}\p{N}_]+)/u);
+  const parts = text.slice(Math.max(0, at - 60), at + 140).split(/([\p{L}\p{N}]+)/u);
   for (const part of parts) {
     const marked = asked.some((start) => part.toLowerCase().startsWith(start));
     made.append(marked ? element("mark", part) : part);
@@ -155,6 +159,9 @@ dialog.addEventListener("keydown", (event) => {
   if (step) {
     event.preventDefault();
     stops[Math.max(0, Math.min(stops.length - 1, stops.indexOf(document.activeElement) + step))].focus();
+  } else if (event.key === "Escape") {
+    event.preventDefault(); // which would first empty the field
+    dialog.close();
   } else if (event.key === "Enter" && event.target === field) {
     event.preventDefault();
     stops[1]?.click();

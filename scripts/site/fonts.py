@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import base64
 import io
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
 from scripts.pages.cache import write_whole
 
+_URL = re.compile(r"url\(([\w/.-]+\.woff2)\)")
 
-def subset_font(path: Path, characters: Iterable[str]) -> None:
-    """Rewrite a WOFF2 file with the glyphs of these characters alone."""
-    write_whole(path, _subset(path.read_bytes(), "".join(sorted(set(characters)))))
+
+def embed_fonts(sheet: Path, characters: Mapping[str, Iterable[str]]) -> None:
+    """Write a style sheet's fonts into it, each with the glyphs that are shown and no others.
+
+    A font that comes after the text moves the text when it comes; these come with the sheet.
+
+    Args:
+        sheet: a style sheet that names WOFF2 files beside or below it.
+        characters: by a font file's stem, with those of the other fonts under the empty name.
+    """
+    taken = set()
+
+    def embedded(match: re.Match[str]) -> str:
+        path = sheet.parent / match[1]
+        taken.add(path)
+        shown = characters.get(path.stem, characters[""])
+        content = subset_font(path.read_bytes(), "".join(sorted(set(shown))))
+        return f"url(data:font/woff2;base64,{base64.b64encode(content).decode()})"
+
+    write_whole(sheet, _URL.sub(embedded, sheet.read_text(encoding="utf-8")).encode())
+    for path in taken:
+        path.unlink()
 
 
 @cache
-def _subset(content: bytes, characters: str) -> bytes:
+def subset_font(content: bytes, characters: str) -> bytes:
+    """A WOFF2 font with the glyphs of these characters alone."""
     from fontTools import subset
 
     options = subset.Options(flavor="woff2", hinting=False, layout_features=["*"])

@@ -31,6 +31,8 @@ _LEAF_FONTS = {
     "KaTeX_Math-Italic": {"mathnormal"},
     "KaTeX_Typewriter-Regular": {"mathtt", "texttt"},
 }
+# KaTeX's classes for the fonts that the site does not ship: Fraktur, SansSerif, Script
+_NO_FONT = re.compile(r'class="[^"]*\b((?:math|text)(?:bold)?(?:frak|sf|itsf|scr))\b')
 _BARE = re.compile(r"\\\((.+?)\\\)", re.S)
 # Strict: what LaTeX would refuse is refused, since it is most likely a slip. The error is caught
 # in JavaScript, where its message has no stack.
@@ -78,6 +80,8 @@ def render_formula(tex: str, *, display: bool = False) -> str:
     result = json.loads(answer)
     if "error" in result:
         raise FormulaError(tex.strip(), result["error"])
+    if lacking := _NO_FONT.search(result["html"]):
+        raise FormulaError(tex.strip(), f"the site has no font for \\{lacking[1]}")
     # The source is for editors that copy formulas; no reader sees or hears it.
     return re.sub(r"<annotation.*?</annotation>", "", result["html"])
 
@@ -103,12 +107,6 @@ def render_formulas(html: str, refuse: Callable[[FormulaError], None]) -> str:
 def render_bare(text: str, refuse: Callable[[FormulaError], None]) -> str:
     r"""Replace `\(…\)` in text that lost its markup, such as a heading in a table of contents."""
     return _BARE.sub(lambda match: _rendered(unescape(match[1]), False, refuse), text)
-
-
-def fonts(html: str) -> list[str]:
-    """KaTeX's fonts that most of the formulas of a rendered page need, none without formulas."""
-    shown = {"KaTeX_Main-Regular": 'class="katex"', "KaTeX_Math-Italic": "mathnormal"}
-    return [font for font, sign in shown.items() if sign in html]
 
 
 def characters(html: str) -> dict[str, set[str]]:
