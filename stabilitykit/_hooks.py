@@ -190,7 +190,7 @@ class Hooks:
                 break
         try:
             if top.leaf and output is not None:
-                self._record(top.name, type(module).__name__.lower(), output, top.flatness)
+                self._record(top.name, kind(module), output, top.flatness)
         finally:
             if not self._stack:
                 self._unwatch()
@@ -277,3 +277,14 @@ class Hooks:
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.__exit__(None, None, None)
+
+
+def kind(module: nn.Module) -> str:
+    """The lower-case name of the class, as it was before FSDP2 or a parametrization changed it."""
+    made = type(module)
+    while (base := made.__bases__[-1]) and made.__name__ in (
+        "FSDP" + base.__name__,
+        "Parametrized" + base.__name__,
+    ):
+        made = base
+    return made.__name__.lower()

@@ -43,6 +43,7 @@ class Recorder:
         self._scale: int | None = None
         self._unused = False  # whether a step began and no call of the model was in it
         self._gradients = 0
+        self._updating = False
 
     def start(self) -> None:
         if self._running:
@@ -105,7 +106,7 @@ class Recorder:
         step = self.hooks.step
         if step.started:
             # With an optimiser: a scaler found infinities, and left the optimiser's step out.
-            left_out = step.gradients > 0 and not self._has_gradients()
+            left_out = step.gradients > 0 and not self._updating and not self._has_gradients()
             if self.optimizer is None or left_out:
                 self._close()
         self._unused = False
@@ -115,10 +116,12 @@ class Recorder:
 
     def _before_update(self, *_: Any) -> None:
         if self.hooks.attached:
+            self._updating = True  # a closure may call the model
             self._gradients = self.hooks.step.gradients
             self.meter.before()
 
     def _after_update(self, *_: Any) -> None:
+        self._updating = False
         if self.hooks.attached:
             self.meter.after(self.hooks.step.gradients > self._gradients)
             self._close()
@@ -154,6 +157,7 @@ class Recorder:
         self.meter.clear()
         self._scale = None
         self._backward = -1
+        self._updating = False
 
     def _close(self, collective: bool = True) -> None:
         """Read the step, make its records, and begin the next."""
