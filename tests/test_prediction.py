@@ -1,11 +1,16 @@
 """Predicted second moments against closed forms and against networks that are drawn anew."""
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from torch.nn import functional
 
 import stabilitykit as sk
+from scripts.benchmarks import prediction as benchmark
+from stabilitykit._attention import participation
 
 
 def rows(model, batch):
@@ -109,3 +114,232 @@ def test_bad_input():
 def test_a_model_without_parameters():
     found = rows(nn.Sequential(nn.ReLU()), torch.tensor([[3.0, -4.0]]))
     assert found["0", "relu", 0].forward == pytest.approx(4.5)
+
+
+AGREEMENT = {
+    "20-layer perceptron, tanh": (256, 40, 10),
+    "ResNet without normalisation": (64, 40, 10),
+    "ResNet with batch norm": (64, 30, 10),
+    "VGG-like": (96, 40, 20),
+    "pre-norm transformer encoder": (64, 24, 8),
+}
+
+
+@pytest.mark.parametrize("name", AGREEMENT)
+def test_prediction_agrees_with_networks_drawn_anew(name):
+    """Within 5 % and three standard errors, at small widths; the benchmark has width 256."""
+    width, seeds, predictions = AGREEMENT[name]
+    ratios = benchmark.compare(benchmark.NETWORKS[name], width, seeds, predictions)
+    for ratio in ratios:
+        assert ratio.error < 0.06, ratio  # or the comparison would see nothing
+        assert abs(ratio.ratio - 1) < 0.05 + 3 * ratio.error, ratio
+
+
+def test_a_relu_perceptron_agrees_exactly_whatever_its_width():
+    """Batched over 4,000 networks: for relu, He's product is exact at finite width."""
+    torch.manual_seed(0)
+    networks, width, depth = 4000, 32, 6
+    x = torch.randn(4, width)
+    linears = [nn.Linear(width, width, bias=False) for _ in range(depth)]
+    for linear in linears:
+        nn.init.normal_(linear.weight, 0, (2 / width) ** 0.5)
+    layers = [m for linear in linears for m in (linear, nn.ReLU())]
+    found = [row.forward for row in sk.predict(nn.Sequential(*layers), x).layers]
+    scales = [linear.weight.square().mean().sqrt() for linear in linears]
+    h, measured = x.expand(networks, 4, width), []
+    for scale in scales:
+        h = torch.bmm(h, scale * torch.randn(networks, width, width))
+        measured.append(h.double().square().mean((1, 2)))
+        h = h.relu()
+        measured.append(h.double().square().mean((1, 2)))
+    for expected, sample in zip(found, measured, strict=True):
+        error = sample.std() / networks**0.5
+        assert abs(sample.mean() - expected) < 4 * error
+        assert error < 0.05 * expected
+
+
+def test_the_comparison_sees_a_change_of_a_fifth():
+    network = benchmark.NETWORKS["pre-norm transformer encoder"]
+    ratios = benchmark.compare(network, 64, 10, 5, change=1.2)
+    assert all(abs(r.ratio - 1) > 0.05 + 3 * r.error for r in ratios if r.kind == "layernorm")
+
+
+def test_participation_of_softmax_against_plain_draws():
+    variance = torch.tensor([0.0, 0.25, 1.0, 9.0], dtype=torch.float64)
+    keys = torch.tensor([8.0, 8.0, 4.0, 16.0], dtype=torch.float64)
+    found = participation(variance, keys)
+    assert found[0] == pytest.approx(1 / 8)
+    generator = torch.Generator().manual_seed(5)
+    for level, count, value in zip(variance[1:], keys[1:], found[1:], strict=True):
+        z = torch.randn(200_000, int(count), generator=generator, dtype=torch.float64)
+        drawn = (level.sqrt() * z).softmax(1).square().sum(1)
+        # both are sample means: of 200,000 and of 1,024 draws
+        assert abs(drawn.mean() - value) < 4 * drawn.std() / 1024**0.5
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_over_many_draws_of_its_projections(causal):
+    torch.manual_seed(0)
+    width, tokens, draws = 64, 8, 300
+    x = torch.randn(2, tokens, width) + torch.randn(2, 1, width)  # tokens agree by half
+
+    class Mixing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(width, 3 * width, bias=False)
+            nn.init.normal_(self.qkv.weight, 0, 1.5 / width**0.5)
+            self.end = nn.Identity()
+
+        def forward(self, x):
+            q, k, v = (t.unflatten(-1, (4, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+            y = functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+            return self.end(y.transpose(1, 2).flatten(2))
+
+    expected, measured = [], []
+    for _ in range(draws):
+        model = Mixing()
+        if len(expected) < 10:
+            expected.append(rows(model, x)["end", "identity", 0].forward)
+        measured.append(model(x).double().square().mean())
+    measured = torch.stack(measured).detach()
+    error = measured.std() / draws**0.5
+    expected = torch.tensor(expected, dtype=torch.float64)
+    error = (error**2 + expected.var() / len(expected)) ** 0.5
+    assert error < 0.03 * measured.mean()
+    assert abs(expected.mean() - measured.mean()) < 0.05 * measured.mean() + 3 * error
+
+
+def test_a_maximum_after_relu_passes_more_than_half_of_the_gradient():
+    """Of four independent entries the largest is positive in 15 of 16 cases."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(64, 256, 1), nn.ReLU(), nn.MaxPool1d(4), nn.Flatten())
+    nn.init.zeros_(model[0].bias)
+    found = rows(model, torch.randn(16, 64, 64))
+    conv, relu = found["0", "conv1d", 0], found["1", "relu", 0]
+    assert relu.backward == pytest.approx(1 / 4)  # one of four receives all
+    assert conv.backward / relu.backward == pytest.approx(15 / 16, rel=0.02)
+
+
+def test_a_residual_sum_is_not_gaussian():
+    """E[relu(relu(a) + b)²] = (3/4 + 1/(2π)) + 1/4 for standard normal a and b."""
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(100, 400), nn.Linear(100, 400)
+
+        def forward(self, x):
+            return functional.relu(functional.relu(self.a(x)) + self.b(x))
+
+    torch.manual_seed(0)
+    model = Sum()
+    for linear in (model.a, model.b):
+        nn.init.normal_(linear.weight, 0, 0.1)
+        nn.init.zeros_(linear.bias)
+        linear.weight.data /= 10 * linear.weight.data.square().mean().sqrt()
+    x = functional.normalize(torch.randn(8, 100)) * 10
+    found = rows(model, x)
+    # In polar angles: relu(a) + b is b for a < 0 and √2·r·cos(φ) on 135 of 360 degrees for a > 0.
+    exact = 3 / 8 * 2 + 1 / (2 * torch.pi) + 1 / 4
+    assert found["", "relu", 1].forward == pytest.approx(exact, rel=2e-3)
+    # b's gradient: P(b > 0, a < 0) + P(a + b > 0, a > 0) = 1/4 + 3/8; a's only where a > 0.
+    assert found["b", "linear", 0].backward == pytest.approx(5 / 8, rel=5e-3)
+    assert found["a", "linear", 0].backward == pytest.approx(3 / 8, rel=5e-3)
+
+
+def test_zero_padding_is_counted_exactly():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False))
+    x = torch.randn(2, 3, 5, 5)
+    found = rows(model, x)["0", "conv2d", 0].forward
+    patches = functional.unfold(x, 3, padding=1).double()
+    weight = model[0].weight.double().square().mean()
+    expected = patches.square().sum(1).mean() * weight
+    assert found == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_tied_head_is_not_taken_for_independent():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(20, 8), nn.Linear(8, 20)
+            self.head.weight = self.table.weight
+
+        def forward(self, x):
+            return self.head(self.table(x))
+
+    prediction = sk.predict(Tied(), torch.randint(0, 20, (4, 6)))
+    assert prediction.not_modelled == ("head (linear)",)
+    assert [row.modelled for row in prediction.layers] == [True, False]
+
+
+def test_what_was_computed_out_of_sight_is_named():
+    class Hidden(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return torch.from_numpy(x.detach().numpy() * 3)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * 3
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(8, 30), nn.Linear(30, 4)
+
+        def forward(self, x):
+            return self.two(Hidden.apply(self.one(x)))
+
+    torch.manual_seed(0)
+    model, x = Model(), torch.randn(32, 8)
+    prediction = sk.predict(model, x)
+    assert prediction.not_modelled
+    inner = 9 * model.one(x).double().square().mean()
+    weight = model.two.weight.double().square().mean() * 30
+    bias = model.two.bias.double().square().mean()
+    expected = (inner * weight + bias).item()
+    assert prediction.layers[-1].forward == pytest.approx(expected, rel=1e-4)
+
+
+def models():
+    torch.manual_seed(0)
+    linear = nn.Linear(8, 8)
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    return {
+        "shared": (nn.Sequential(linear, nn.ReLU(), linear), torch.randn(4, 8)),
+        "mlp": (sk.MLP([8, 16, 16, 2], "gelu"), torch.randn(4, 8)),
+        "encoder": (encoder, torch.randn(4, 5, 8)),
+        "evaluated": (encoder.eval(), torch.randn(4, 5, 8)),
+        "recurrent": (nn.LSTM(8, 16, batch_first=True), torch.randn(4, 5, 8)),
+        "bag": (nn.Sequential(nn.EmbeddingBag(9, 8), nn.Tanh()), torch.randint(0, 9, (4, 3))),
+        "unfinished": (nn.Sequential(nn.Linear(8, 4), nn.Sigmoid()).bfloat16(),
+                       torch.randn(4, 8).bfloat16()),
+        "frozen": (nn.Sequential(nn.Linear(8, 4), nn.SiLU()).requires_grad_(False),
+                   torch.randn(4, 8)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", models())
+def test_layers_are_named_as_the_probe_names_them(name):
+    model, x = models()[name]
+    prediction = sk.predict(model, x)
+    with sk.Probe(model) as probe:
+        model(x)
+    ours = [(r.layer, r.kind, r.call) for r in prediction.layers]
+    assert ours == [(r.layer, r.kind, r.call) for r in probe.records]
+    assert all(r.forward > 0 and r.backward >= 0 for r in prediction.layers)
+
+
+def test_nan_goes_on_as_nan():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    found = sk.predict(model, torch.full((2, 4), torch.nan)).layers
+    assert all(row.forward != row.forward for row in found)
+
+
+def test_the_table_lists_every_layer():
+    console = Console(record=True, width=100, file=io.StringIO())
+    console.print(sk.predict(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.ones(2, 3)).table())
+    text = console.export_text()
+    assert "linear" in text
+    assert "relu" in text
