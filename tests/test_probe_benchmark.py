@@ -1,0 +1,51 @@
+"""The benchmark's methods train the same model and leave it as it was; its report is complete."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from scripts.benchmarks import probe as benchmark
+
+
+def small():
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), torch.randn(4, 8)
+
+
+@pytest.mark.parametrize("name", [m for m, (_, needs) in benchmark.METHODS.items() if not needs])
+def test_each_method_trains_and_leaves_nothing(name):
+    expected, training = (benchmark.Training(small, "cpu") for _ in range(2))
+    steps = 2 + (name == "probe, removed")
+    for _ in range(steps):
+        expected.step()
+    with benchmark.METHODS[name][0](training) as step:
+        step()
+        step()
+    assert all(map(torch.equal, training.model.parameters(), expected.model.parameters()))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in training.model.modules())
+
+
+def test_memory_is_that_of_torch():
+    kept = []
+    assert benchmark.peak_memory(lambda: kept.append(torch.empty(2**18).fill_(1)), "cpu") == 2**20
+
+
+def test_report(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark, "MODELS", dict.fromkeys(benchmark.MODELS, small))
+    path = tmp_path / "probe.json"
+    arguments = ["probe", "--ours", "--rounds", "1", "--steps", "1", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    status = benchmark.main()
+    import json
+
+    report = json.loads(path.read_text())
+    assert set(report["versions"]) >= {"stabilitykit", "torch", "python"}
+    assert report["date"].startswith("20")
+    rows = [row for model in report["models"] for row in model["rows"]]
+    assert len(rows) == 3 * 6
+    assert all(row["ratio"] > 0 for row in rows)
+    judged = [row for row in rows if "within" in row]
+    assert len(judged) == 6
+    assert status == int(not all(row["within"] for row in judged))
+    assert "probe, hybrid" in capsys.readouterr().out
