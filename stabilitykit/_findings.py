@@ -106,7 +106,8 @@ class Finding:
         layer: where it starts: a name in `named_modules` or `named_parameters`, "input" or "loss".
         measured: what was measured, a number or words.
         expected: what a healthy model has there.
-        severity: "error" where the model cannot learn like this, "warning" where it learns badly.
+        severity: "error" where the model cannot learn like this, "warning" where it learns badly or
+            late (a scale beyond its limit, but not beyond the limit's square).
         remedy: one sentence with the call that mends it.
         page: path of the page that explains it.
     """

@@ -84,6 +84,8 @@ def forward(signals: Sequence[Signal], rescale: str) -> list[Finding]:
     What is restored or unused later does not count: an amplitude has vanished where all that
     follows is as small, and exploded where all is as large.
     """
+    first = next((i for i, s in enumerate(signals) if s.weighted), len(signals))
+    signals = signals[first:]  # a normalisation of the inputs sets the scale, it loses nothing
     heads = [i for i, s in enumerate(signals) if s.weighted]
     found: list[Finding] = []
     if not heads or not signals[0].source > 0:
@@ -142,7 +144,9 @@ def _change(
         return []
     steps = [max(0.0, sign * (b - a)) for a, b in pairwise(path)]
     layer = stack[onset(steps)].layer
-    return [finding(code, layer, math.exp(min(total, 700)), 1.0, _cure(steps, layer, rescale))]
+    remedy, ratio = _cure(steps, layer, rescale), math.exp(min(total, 700))
+    severity = "error" if abs(total) > 2 * allowance(stack) else "warning"
+    return [finding(code, layer, ratio, 1.0, remedy, severity)]
 
 
 def activations(model: nn.Module, records: Sequence[Any], rescale: str) -> list[Finding]:

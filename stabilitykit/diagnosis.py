@@ -18,7 +18,7 @@ from stabilitykit import _verdicts as rules
 from stabilitykit._findings import Finding, causes, finding
 from stabilitykit._intake import intake
 from stabilitykit._losses import LossWatch, mismatch
-from stabilitykit._measure import Line, Watch, along, tensors
+from stabilitykit._measure import Line, Signal, Watch, along, tensors
 from stabilitykit._nonfinite import first_nonfinite
 from stabilitykit._restore import Randomness, restored
 from stabilitykit.prediction import Prediction, predict
@@ -37,6 +37,8 @@ class Diagnosis:
         records: the probe's record of every layer call.
         parameters: the probe's record of every parameter.
         prediction: what theory expects of every layer; None where the step was not finite.
+        signals: amplitude before and after every weighted or normalising layer: the rms, over
+            units, of the deviation from the mean over the batch, which is what tells samples apart.
     """
 
     findings: tuple[Finding, ...]
@@ -44,6 +46,7 @@ class Diagnosis:
     records: tuple[Record, ...]
     parameters: tuple[ParameterRecord, ...]
     prediction: Prediction | None
+    signals: tuple[Signal, ...] = ()
 
     @property
     def healthy(self) -> bool:
@@ -192,7 +195,7 @@ def _run(
     records, parameters = tuple(probe.records), tuple(probe.parameters)
     bad = first_nonfinite(before, gradients, inputs, targets, loss.detach(), place, records)
     if bad is not None:
-        return Diagnosis((bad,), value, records, parameters, None)
+        return Diagnosis((bad,), value, records, parameters, None, tuple(watch.signals))
 
     def evaluate() -> float:
         return float(_scalar_value(loss_fn(_call(model, inputs), targets)))
@@ -208,7 +211,8 @@ def _run(
             parameter.copy_(before[name])
     findings = _judge(model, watch, records, losses, line, inputs, targets, loss_fn, randomness)
     prediction = predict(model, (inputs, targets))
-    return Diagnosis(causes(findings), value, records, parameters, prediction)
+    signals = tuple(watch.signals)
+    return Diagnosis(causes(findings), value, records, parameters, prediction, signals)
 
 
 def _scalar_value(loss: Any) -> Tensor:

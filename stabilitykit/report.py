@@ -7,7 +7,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,12 @@ def _figures(diagnosis: Diagnosis) -> list[str]:
     ]
     if len(pairs) < 2:
         return []
-    found = [
+    found = []
+    if len(diagnosis.signals) > 1:
+        start = diagnosis.signals[0].source
+        after = [signal.amplitude for signal in diagnosis.signals]
+        found.append(_amplitudes([start] * len(after), after))
+    found += [
         _profile(
             "forward",
             "mean square of the output",
@@ -191,18 +196,44 @@ def _figures(diagnosis: Diagnosis) -> list[str]:
     return found
 
 
+def _amplitudes(source: list[float], measured: list[float]) -> str:
+    caption = (
+        "How far samples differ: rms, over units, of the deviation from the mean over the batch. "
+        "Line, the amplitude of the input; points, outputs of weighted and normalising layers. "
+        "Points that fall in a straight line end where no sample can be told from another."
+    )
+    return _drawn("amplitude", "amplitude over the batch", source, measured, "input", caption)
+
+
 def _profile(name: str, quantity: str, predicted: Any, measured: Any) -> str:
-    first, last = shown(measured[0]), shown(measured[-1])
-    alt = f"{quantity.capitalize()} by layer: measured {first} at the first, {last} at the last; "
-    alt += f"predicted {shown(predicted[0])} and {shown(predicted[-1])}."
+    caption = f"{quantity.capitalize()}: line, expected of these weights; points, this batch."
+    return _drawn(name, quantity, predicted, measured, "predicted", caption)
+
+
+def _drawn(
+    name: str,
+    quantity: str,
+    line: Sequence[float],
+    points: Sequence[float],
+    what: str,
+    caption: str,
+) -> str:
+    alt = (
+        f"{quantity.capitalize()} by layer: measured {shown(points[0])} at the first, "
+        f"{shown(points[-1])} at the last; {what} {shown(line[0])} and {shown(line[-1])}."
+    )
+    positive = [value for value in (*line, *points) if value > 0]
 
     def draw(ax: Any) -> None:
-        plots.profile(ax, predicted, [measured], label="measured", ylabel=quantity)
-        ax.set_xlabel("layer call")
+        x = range(1, len(line) + 1)
+        plots.prediction(ax, x, line, what)
+        ax.plot(x, points, "o", color="C0", markersize=4, label="measured")
+        if positive and max(positive) > 10 * min(positive):
+            ax.set_yscale("log")
+        ax.set(xlabel="layer call", ylabel=quantity)
+        ax.legend()
 
-    svg = _html.themed(plots.svg(draw, _html.STYLE, name), name, alt)
-    caption = f"{quantity.capitalize()}: line, expected of these weights; points, this batch."
-    return _html.figure(svg, caption)
+    return _html.figure(_html.themed(plots.svg(draw, _html.STYLE, name), name, alt), caption)
 
 
 def _tables(diagnosis: Diagnosis) -> list[str]:

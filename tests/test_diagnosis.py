@@ -261,15 +261,11 @@ def frozen():
 )  # fmt: skip
 def test_bad_input_is_one_clear_error(arguments, error, said):
     given = arguments()
-    before = (
-        everything(given[0], None)
-        if isinstance(given[0], nets.nn.Sequential) and (not next(given[0].parameters()).is_meta)
-        else None
-    )
+    whole = isinstance(given[0], nn.Sequential) and not given[0][0].weight.is_meta
+    before = everything(given[0], None) if whole else None
     with pytest.raises(error, match=said):
         sk.diagnose(*given)
-    if before is not None:
-        assert everything(given[0], None) == before
+    assert (everything(given[0], None) if whole else None) == before
 
 
 def test_a_finding_says_all_that_it_should():

@@ -41,6 +41,11 @@ def well():
     return sk.diagnose(*healthy.build("mlp-3-gelu-adam"))
 
 
+@pytest.fixture(scope="module")
+def pages(ill, well):
+    return {"ill": report.to_html(ill), "well": report.to_html(well)}
+
+
 def printed(thing, width=60):
     console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(thing)
@@ -121,23 +126,22 @@ def test_json_writes_what_is_not_finite_as_words():
     assert content["layers"][0]["predicted"] is None
 
 
-def test_html_is_well_formed_and_asks_for_nothing(ill, well):
-    for diagnosis in (ill, well):
-        page = Reader(report.to_html(diagnosis))
+def test_html_is_well_formed_and_asks_for_nothing(pages):
+    for text in pages.values():
+        page = Reader(text)
         names = {tag for tag, _ in page.tags}
         assert names.isdisjoint({"script", "img", "link", "iframe", "object", "base", "form"})
         for tag, attributes in page.tags:
             assert not any(key.startswith("on") for key in attributes), tag
             for key in ("href", "src", "xlink:href", "action"):
                 assert attributes.get(key, "#").startswith("#")
-        text = report.to_html(diagnosis)
         assert "@import" not in text
         assert set(re.findall(r"url\((.)", text)) <= {"#"}
         assert "://" not in text
 
 
-def test_html_shows_names_as_they_are(ill):
-    page = Reader(report.to_html(ill))
+def test_html_shows_names_as_they_are(ill, pages):
+    page = Reader(pages["ill"])
     words = "".join(page.words)
     assert words.count("0" + EVIL) >= 3
     for one in ill.findings:
@@ -145,10 +149,10 @@ def test_html_shows_names_as_they_are(ill):
         assert one.remedy.replace("`", "") in words
 
 
-def test_html_has_figures_that_speak(ill):
-    page = Reader(report.to_html(ill))
+def test_html_has_figures_that_speak(pages):
+    page = Reader(pages["ill"])
     figures = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert len(figures) == 2
+    assert len(figures) == 3
     assert all("by layer: measured" in one["aria-label"] for one in figures)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -156,8 +160,8 @@ def test_html_has_figures_that_speak(ill):
     assert used <= set(ids)
 
 
-def test_html_follows_light_and_dark(ill):
-    text = report.to_html(ill)
+def test_html_follows_light_and_dark(pages):
+    text = pages["ill"]
     svg = text[text.index("<svg") : text.rindex("</svg>")]
     assert "prefers-color-scheme: dark" in text
     assert {"var(--fg)", "var(--c0)"} <= set(re.findall(r"var\(--\w+\)", svg))
@@ -165,9 +169,9 @@ def test_html_follows_light_and_dark(ill):
     assert left == set(), "a colour that does not follow the theme"
 
 
-def test_html_is_the_same_on_every_run_and_small(ill):
-    assert report.to_html(ill) == report.to_html(ill)
-    assert len(report.to_html(ill)) < 150_000
+def test_html_is_the_same_on_every_run_and_small(ill, pages):
+    assert report.to_html(ill) == pages["ill"]
+    assert len(pages["ill"]) < 150_000
 
 
 def test_html_without_a_prediction_has_no_figure():
@@ -176,11 +180,11 @@ def test_html_without_a_prediction_has_no_figure():
     assert "nan" in text
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, well, monkeypatch):
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, well, pages, monkeypatch):
     path = tmp_path / "report.html"
     assert well.to_html(path) == path
     whole = path.read_text(encoding="utf-8")
-    assert whole == report.to_html(well)
+    assert whole == pages["well"]
     assert os.stat(path).st_mode & 0o777 == 0o666 & ~umask()
 
     def torn(*_):

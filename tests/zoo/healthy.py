@@ -164,6 +164,18 @@ MORE = {
         *(nets.table(), F.nll_loss, 1e-2),
     ),
     "autoencoder-sigmoid-mse": lambda: autoencoder(),
+    "mlp-batchnorm-on-inputs-at-1e4": lambda: (
+        nn.Sequential(nn.BatchNorm1d(16), *nets.stack([16, 64, 4])),
+        *(((lambda x, t: (5e4 + 1e4 * x, t))(*nets.table())), CE, 1e-2),
+    ),
+    "mlp-scaled-inside": lambda: (
+        nn.Sequential(Scale(1 / 255), *nets.stack([16, 64, 4])),
+        *(((lambda x, t: (255 * x.sigmoid(), t))(*nets.table())), CE, 1e-2),
+    ),
+    "mlp-weight-norm": lambda: (
+        weight_normed(nets.stack([16, 48, 48, 4])),
+        *(nets.table(), CE, 3e-3),
+    ),
     "mlp-two-inputs": lambda: (
         nets.TwoInputs(),
         *(((lambda x, t: ({"a": x, "b": x.flip(1)}, t))(*nets.table())), CE, 3e-3),
@@ -198,6 +210,10 @@ MORE = {
     "gru": lambda: (nets.Recurrent(nn.GRU), nets.sequences(), CE, 1e-2),
     "transformer-pre-ln": lambda: (nets.Transformer(), nets.tokens(), CE, 3e-3),
     "transformer-4-dropout": lambda: (nets.Transformer(4, dropout=0.1), nets.tokens(), CE, 3e-3),
+    "transformer-8-small-init": lambda: (
+        small_init(nets.Transformer(8)),
+        *(nets.tokens(), CE, 1e-3),
+    ),
     "encoder-post-ln": lambda: (nets.Encoder(False), nets.tokens(), CE, 3e-3),
     "encoder-pre-ln": lambda: (nets.Encoder(True), nets.tokens(), CE, 3e-3),
 }
@@ -220,6 +236,34 @@ def zero_head(model):
 def double(model):
     x, t = nets.table()
     return model.double(), (x.double(), t), CE, 1e-2
+
+
+class Scale(nn.Module):
+    """Multiplies by a number, as a model does that takes bytes."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def weight_normed(model):
+    for module in model:
+        if isinstance(module, nn.Linear):
+            nn.utils.parametrizations.weight_norm(module)
+    return model
+
+
+def small_init(model):
+    """GPT-2's: weights N(0, 0.02²), zero biases."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+    return model
 
 
 def frozen(model):
