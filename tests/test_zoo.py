@@ -35,9 +35,11 @@ def cured(case, parts, findings):
 
 
 @pytest.mark.parametrize("name", sick.SICK)
-def test_a_sick_model_gets_its_code_where_it_starts_and_is_cured(name):
+def test_a_sick_model_gets_its_code_where_it_starts_and_is_cured(name, record_property):
     case, parts = sick.SICK[name], sick.build(name)
     findings = sk.diagnose(*parts).findings
+    for pair in confusion.pairs(case.code, findings):
+        record_property("zoo", pair)
     layers = case.layer if isinstance(case.layer, tuple) else (case.layer,)
     assert any(f.code == case.code and f.layer in layers for f in findings), findings
     for found in findings:
@@ -49,8 +51,11 @@ def test_a_sick_model_gets_its_code_where_it_starts_and_is_cured(name):
 
 
 @pytest.mark.parametrize("name", healthy.HEALTHY)
-def test_a_model_that_trains_gets_no_finding(name):
-    assert sk.diagnose(*healthy.confirmed(name)).findings == ()
+def test_a_model_that_trains_gets_no_finding(name, record_property):
+    findings = sk.diagnose(*healthy.confirmed(name)).findings
+    for pair in confusion.pairs("healthy", findings):
+        record_property("zoo", pair)
+    assert findings == ()
 
 
 def test_the_zoo_is_large_and_holds_every_code():

@@ -13,22 +13,22 @@ def table(sick_names=None, healthy_names=None):
     """How often each truth met each verdict: a Counter of (truth, verdict)."""
     counts = Counter()
     for name in sick.SICK if sick_names is None else sick_names:
-        count(counts, sick.SICK[name].code, sick.build(name))
+        counts.update(pairs(sick.SICK[name].code, sk.diagnose(*sick.build(name)).findings))
     for name in healthy.HEALTHY if healthy_names is None else healthy_names:
-        count(counts, "healthy", healthy.build(name))
+        counts.update(pairs("healthy", sk.diagnose(*healthy.build(name)).findings))
     return counts
 
 
-def count(counts, truth, parts):
-    codes = {f.code for f in sk.diagnose(*parts).findings} or {"healthy"}
-    counts.update((truth, code) for code in codes)
+def pairs(truth, findings):
+    """(truth, verdict) for every verdict, each once."""
+    return [(truth, code) for code in sorted({f.code for f in findings} or {"healthy"})]
 
 
 def drawn(counts):
     """The counts as a table of rich: truths by row, verdicts by column."""
     verdicts = (*CODES, "healthy")
     grid = Table(title="rows: what it is; columns: what was found (a model may get several)")
-    grid.add_column("")
+    grid.add_column("", no_wrap=True)
     for number, _ in enumerate(verdicts, 1):
         grid.add_column(str(number), justify="right")
     for number, truth in enumerate(verdicts, 1):
