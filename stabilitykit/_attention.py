@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -20,7 +21,8 @@ from stabilitykit import _law
 from stabilitykit._rules import moved, rule, weighted
 from stabilitykit._tape import Field, State, Tape, adjoint
 
-_DRAWS = 512  # convention: the participation is then within 1 % at τ = 1
+_DRAWS = 512  # convention: E[Σ a²] is then within 1 % at τ = 1
+_NODES = 24  # convention: numbers of keys between which n·E[Σ a²] is interpolated
 
 
 def gram(value: Tensor) -> Tensor:
@@ -33,34 +35,38 @@ def gram(value: Tensor) -> Tensor:
     return products / level.clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def centred(agreement: Tensor) -> Tensor:
-    """The Gram matrix of tokens less their mean."""
-    rows = agreement.mean(-1, keepdim=True)
-    return agreement - rows - rows.mT + rows.mean(-2, keepdim=True)
+def softmax_moments(variance: float, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of softmax weights a over n independent Gaussian logits, for every n in `keys`.
 
-
-def participation(variance: Tensor, keys: Tensor) -> Tensor:
-    """E[Σ a²] of softmax over `keys` independent Gaussian logits of a variance."""
-    most = int(keys.max())
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(_DRAWS, most, generator=generator, dtype=torch.float64).to(variance.device)
-    z = torch.cat([z, -z])  # symmetric, so the first order is exact
-    places = torch.arange(most, device=variance.device)
-    result = torch.empty_like(variance)
-    pairs, index = torch.unique(
-        torch.stack([variance.flatten(), keys.expand(variance.shape).flatten().double()], 1),
-        dim=0,
-        return_inverse=True,
+    Returns:
+        E[Σ a²]; E[Cov²], the mean square under a of two independent values' covariance; and
+        E[Σ a²(u − ū)²] for values u of variance 1, with ū = Σ a·u.
+    """
+    counts = keys.flatten().double().cpu()
+    ends = counts.aminmax()
+    nodes = torch.unique(
+        torch.logspace(math.log2(ends.min), math.log2(ends.max), _NODES, base=2.0).round()
     )
-    values = []
-    for level, count in pairs.tolist():
-        if not math.isfinite(level):
-            values.append(math.nan)
-            continue
-        logits = (z * level**0.5).masked_fill(places >= count, -math.inf)
-        values.append(float(logits.softmax(1).square().sum(1).mean()))
-    result = torch.tensor(values, dtype=torch.float64).to(variance.device)[index]
-    return result.reshape(variance.shape)
+    rows = []
+    generator = torch.Generator().manual_seed(0)
+    for n in nodes.int().tolist():
+        draws = max(_DRAWS // 8, min(_DRAWS, (1 << 17) // n))
+        z = torch.randn(draws, n, generator=generator, dtype=torch.float64)
+        a = (torch.cat([z, -z]) * variance**0.5).softmax(1)  # symmetric: first order is exact
+        p = a.square().sum(1, keepdim=True)
+        cube = (a**3).sum(1, keepdim=True)
+        # Σ a_j a_k (δ_jk − a_j − a_k + p)², multiplied out
+        covariance = p - 2 * cube + p.square()
+        apart = (a.square() * (1 - 2 * a + p)).sum(1)
+        rows.append([float(v.mean()) * n for v in (p, covariance, apart)])
+    table = np.array(rows)
+    return tuple(  # type: ignore[return-value]
+        torch.from_numpy(np.interp(counts.log2(), nodes.double().log2(), table[:, column]))
+        .div(counts)
+        .reshape(keys.shape)
+        .to(keys.device)
+        for column in range(3)
+    )
 
 
 def attend(
@@ -84,11 +90,25 @@ def attend(
     sees = allowed.expand(*torch.broadcast_shapes(allowed.shape, (q.shape[-2], length))).double()
     count = sees.sum(-1, keepdim=True).clamp(min=1)
     of_q, of_k, of_v = gram(q), gram(k), gram(v)
-    spread_k, spread_v = centred(of_k), centred(of_v)
-    apart_k = float(spread_k.diagonal(dim1=-2, dim2=-1).mean()) * length / max(1, length - 1)
+
+    def rows_of(agreement: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean by key over the seen keys, mean of all, and what each key has apart from it."""
+        mean = sees @ agreement / count
+        whole = (sees * mean).sum(-1, keepdim=True) / count
+        own = agreement.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
+        return mean, whole, sees * (own - 2 * mean + whole).clamp(min=0)
+
+    mean_k, whole_k, apart_k = rows_of(of_k)
+    mean_v, whole_v, apart_v = rows_of(of_v)
+    several = (count - 1).clamp(min=1)
     level_q, level_k, level_v = query.scale, key.scale, value.scale
-    tau = scale**2 * width * level_q * level_k * max(apart_k, 0.0)
-    shared = participation(torch.full(count.shape, tau, dtype=torch.float64).to(q.device), count)
+    between = (apart_k.sum(-1, keepdim=True) / several).mean() / (count > 1).double().mean().clamp(
+        min=1e-12
+    )
+    tau = scale**2 * width * level_q * level_k * float(between)
+    if not math.isfinite(tau):
+        tau = 0.0  # the values' square is not finite either
+    shared, covariance, squares = softmax_moments(tau, count)
     shared = shared / (1 - dropout) if dropout < 1 else shared
     same = shared / count
     other = (1 - shared * (1 - dropout)) / (count * (count - 1)).clamp(min=1)
@@ -124,9 +144,16 @@ def attend(
 
         value.receive(collect(together).expand(v.shape))
         factor = scale**2 * width * level_v
-        query.receive((factor * level_k * given * weigh(spread_v * spread_k)).expand(q.shape))
-        apart_v = spread_v.diagonal(dim1=-2, dim2=-1)[..., None]
-        key.receive((factor * level_q * collect(together * of_q) * apart_v).expand(k.shape))
+        # The covariance of values and keys under a, for how far those that are seen agree;
+        # Σ of the product of doubly centred matrices, multiplied out.
+        both = ((sees @ (of_v * of_k)) * sees).sum(-1, keepdim=True)
+        both = both - 2 * count * (sees * mean_v * mean_k).sum(-1, keepdim=True)
+        both = both + count**2 * whole_v * whole_k
+        independent = several  # what `both` is where tokens do not agree
+        query.receive((factor * level_k * given * covariance * both / independent).expand(q.shape))
+        spread = (squares * apart_v / several).sqrt()
+        collected = (spread.mT @ (together * of_q) * spread.mT).sum(-1, keepdim=True)
+        key.receive((factor * level_q * collected).expand(k.shape))
 
     tape.step(back)
     return result

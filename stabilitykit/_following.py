@@ -25,7 +25,7 @@ _PASSING = MOVES | _NORMS | {
     "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d",
     "adaptive_max_pool2d", "mean", "sum", "cat", "concat", "stack", "add", "radd", "sub", "mul",
-    "rmul", "div", "truediv", "interpolate", "pad",
+    "rmul", "div", "truediv", "interpolate",
 }  # fmt: skip
 
 

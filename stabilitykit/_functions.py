@@ -8,7 +8,7 @@ from stabilitykit._flatness import ACTIVATIONS
 
 MOVES = {
     "reshape", "view", "flatten", "unflatten", "permute", "transpose", "swapaxes", "swapdims",
-    "movedim", "T", "mT", "H", "squeeze", "unsqueeze", "expand", "expand_as", "view_as",
+    "movedim", "pad", "T", "mT", "H", "squeeze", "unsqueeze", "expand", "expand_as", "view_as",
     "chunk", "split", "tensor_split", "unbind", "narrow", "select", "getitem", "index_select",
     "contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type_as", "roll",
     "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",

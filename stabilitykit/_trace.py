@@ -129,6 +129,9 @@ class Trace(TorchFunctionMode):
         given = list(tensors((args, kwargs)))
         for tensor in given:
             self._check(tensor, f"what {name} reads")
+        first = given[0] if name in WEIGHTED and given else None
+        if first is not None and self.tape.of(first) is None and not first.requires_grad:
+            self.tape.set(first, State.measured(first, known=True))
         tracked = [t for t in given if self.tape.of(t) is not None]
         if not tracked and name != "embedding":
             out = func(*args, **kwargs)
@@ -232,7 +235,8 @@ class Trace(TorchFunctionMode):
             return None
         target = tracked[0]
         state = self.tape.of(target)
-        if state is None:
+        filled = args[3] if len(args) > 3 else kwargs.get("value")
+        if state is None or (plain_name(func) == "pad" and filled):
             return None
 
         def move(field: Tensor) -> Any:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import stabilitykit as sk
 from scripts.benchmarks import prediction as benchmark
-from stabilitykit._attention import participation
+from stabilitykit._attention import softmax_moments
 
 
 def rows(model, batch):
@@ -164,17 +164,25 @@ def test_the_comparison_sees_a_change_of_a_fifth():
     assert all(abs(r.ratio - 1) > 0.05 + 3 * r.error for r in ratios if r.kind == "layernorm")
 
 
-def test_participation_of_softmax_against_plain_draws():
-    variance = torch.tensor([0.0, 0.25, 1.0, 9.0], dtype=torch.float64)
-    keys = torch.tensor([8.0, 8.0, 4.0, 16.0], dtype=torch.float64)
-    found = participation(variance, keys)
-    assert found[0] == pytest.approx(1 / 8)
+def test_moments_of_softmax_against_plain_draws():
     generator = torch.Generator().manual_seed(5)
-    for level, count, value in zip(variance[1:], keys[1:], found[1:], strict=True):
-        z = torch.randn(200_000, int(count), generator=generator, dtype=torch.float64)
-        drawn = (level.sqrt() * z).softmax(1).square().sum(1)
-        # both are sample means: of 200,000 and of 1,024 draws
-        assert abs(drawn.mean() - value) < 4 * drawn.std() / 1024**0.5
+    for variance in (0.0, 0.25, 4.0):
+        keys = torch.tensor([1, 2, 8, 16])
+        shared, covariance, apart = softmax_moments(variance, keys)
+        for i, n in enumerate(keys.tolist()):
+            z = torch.randn(20_000, n, generator=generator, dtype=torch.float64)
+            a = (variance**0.5 * z).softmax(1)
+            u, v = torch.randn(2, 20_000, n, generator=generator, dtype=torch.float64)
+            centred = u - (a * u).sum(1, keepdim=True)
+            samples = (
+                a.square().sum(1),
+                (a * centred * v).sum(1).square(),
+                (a * centred).square().sum(1),
+            )
+            for sample, value in zip(samples, (shared[i], covariance[i], apart[i]), strict=True):
+                # both are means of draws: of 20,000 and of 1,024
+                error = sample.std() * (1 / 20_000 + 1 / 1024) ** 0.5
+                assert abs(sample.mean() - value) < 4 * error + 1e-12
 
 
 @pytest.mark.parametrize("causal", [False, True])
