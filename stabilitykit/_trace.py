@@ -23,6 +23,7 @@ from stabilitykit._functions import (
     named,
     plain_name,
 )
+from stabilitykit._hooks import kind as kind_of
 from stabilitykit._nested import replaced, tensors
 from stabilitykit._rules import RULES, moved
 from stabilitykit._tape import State, Tape
@@ -87,7 +88,7 @@ class Trace(TorchFunctionMode):
         if _is_leaf(module):
             output = next((t for t in tensors(output) if t.is_floating_point()), None)
             if output is not None:
-                kind = type(module).__name__.lower()
+                kind = kind_of(module)
                 self._check(output, kind, self._names[module])
                 state = self.tape.of(output)
                 if state is None:  # made of weights and integers, such as an embedding bag's

@@ -323,6 +323,8 @@ def models():
         "bag": (nn.Sequential(nn.EmbeddingBag(9, 8), nn.Tanh()), torch.randint(0, 9, (4, 3))),
         "unfinished": (nn.Sequential(nn.Linear(8, 4), nn.Sigmoid()).bfloat16(),
                        torch.randn(4, 8).bfloat16()),
+        "normed": (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 4)), nn.ELU()),
+                   torch.randn(4, 8)),
         "frozen": (nn.Sequential(nn.Linear(8, 4), nn.SiLU()).requires_grad_(False),
                    torch.randn(4, 8)),
     }  # fmt: skip
