@@ -116,3 +116,27 @@ def within(low: Tensor, high: Tensor, intervals: Intervals) -> Tensor:
     for start, stop in intervals:
         found |= (low >= start) & (high <= stop)
     return found
+
+
+@lru_cache(maxsize=256)
+def _elementwise(
+    function: Callable[..., Tensor], args: tuple[Any, ...], options: tuple[tuple[str, Any], ...]
+) -> Callable[[Tensor], Tensor]:
+    return lambda z: function(z, *args, **dict(options))
+
+
+def elementwise(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[Tensor], Tensor] | None:
+    """The activation of one call with its options; the same object for the same options.
+
+    None when the options are not plain numbers.
+    """
+    if ACTIVATIONS[function] == "prelu":
+        return None
+    try:
+        return _elementwise(
+            function, args[1:], tuple(sorted((k, v) for k, v in kwargs.items() if k != "input"))
+        )
+    except TypeError:
+        return None

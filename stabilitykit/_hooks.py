@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter, defaultdict
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,49 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from stabilitykit._flatness import ACTIVATIONS, LAYOUTS, MODULES, argument, flat, units_dimension
-from stabilitykit._ledger import Ledger, Written, has_values
+from stabilitykit._calls import NOT_FLAT, Call, Flatness, Frame, Step
+from stabilitykit._flatness import (
+    ACTIVATIONS,
+    LAYOUTS,
+    MODULES,
+    argument,
+    elementwise,
+    flat,
+    units_dimension,
+)
+from stabilitykit._ledger import SAMPLE, Ledger, has_values
 from stabilitykit._quiet import Quiet, in_backward, plain, tensors
-
-
-@dataclass
-class Call:
-    """One call of a layer, as places in the ledger."""
-
-    layer: str
-    kind: str
-    call: int
-    shape: tuple[int, ...]
-    output: Written
-    saturated: int = -1
-    dead: int = -1
-    gradient: Written | None = None
-    order: int = 0  # in which the gradients came
-
-
-@dataclass
-class _Frame:
-    module: nn.Module
-    name: str
-    leaf: bool
-    flatness: tuple[int, int] = (-1, -1)
-
-
-@dataclass
-class Step:
-    """What is seen between two of the optimiser's steps."""
-
-    calls: list[Call] = field(default_factory=list)
-    inputs: list[tuple[str, int, Written]] = field(default_factory=list)
-    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    without_graph: defaultdict[tuple[str, str], list[Call]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-    again: defaultdict[tuple[str, str], list[list[Call]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-    gradients: int = 0
-    started: bool = False
 
 
 class _Watch(TorchFunctionMode):
@@ -99,9 +67,10 @@ class Hooks:
         self.channels_first: bool | None = None
         self._handles: list[Any] = []
         self._tensor_handles: list[Any] = []
-        self._stack: list[_Frame] = []
+        self._stack: list[Frame] = []
         self._watch: _Watch | None = None
         self._stance: Any = None
+        self._last: Any = (None, 0, None)  # what was sampled last, for the activation that follows
 
     @property
     def attached(self) -> bool:
@@ -117,7 +86,7 @@ class Hooks:
             if "parametrizations" in name.split("."):
                 continue
             children = [n for n, child in module.named_children() if n != "parametrizations"]
-            frame = _Frame(module, name, not children or isinstance(module, nn.MultiheadAttention))
+            frame = Frame(module, name, not children or isinstance(module, nn.MultiheadAttention))
             self._handles += [
                 module.register_forward_pre_hook(partial(self._enter, frame), with_kwargs=True),
                 module.register_forward_hook(partial(self._leave, frame), always_call=True),
@@ -138,6 +107,7 @@ class Hooks:
     def fresh(self) -> None:
         """Start a new step; gradients of the old one no longer count."""
         self.step = Step()
+        self._last = (None, 0, None)
         for handle in self._tensor_handles:
             handle.remove()
         self._tensor_handles.clear()
@@ -147,17 +117,17 @@ class Hooks:
     def enter_root(self, args: Any, kwargs: Any) -> None:
         """For hooks that were attached when the root's own call had begun."""
         self._enter(
-            _Frame(self.model, "", not list(self.model.children())), self.model, args, kwargs
+            Frame(self.model, "", not list(self.model.children())), self.model, args, kwargs
         )
 
-    def _enter(self, frame: _Frame, _: nn.Module, args: Any, kwargs: Any) -> None:
+    def _enter(self, frame: Frame, _: nn.Module, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
             return
         if not self._stack and not self._begin(frame, args, kwargs):
             return
-        self._stack.append(_Frame(frame.module, frame.name, frame.leaf))
+        self._stack.append(Frame(frame.module, frame.name, frame.leaf))
 
-    def _begin(self, frame: _Frame, args: Any, kwargs: Any) -> bool:
+    def _begin(self, frame: Frame, args: Any, kwargs: Any) -> bool:
         """At a call from outside; whether it counts."""
         if self._idle():
             return False
@@ -179,7 +149,7 @@ class Hooks:
         self._watch.__enter__()
         return True
 
-    def _leave(self, frame: _Frame, module: nn.Module, _: Any, output: Any) -> None:
+    def _leave(self, frame: Frame, module: nn.Module, _: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
             return
         if not any(f.module is module for f in self._stack):
@@ -203,26 +173,40 @@ class Hooks:
             return function(*args, **kwargs)
         flatness = self._flatness(function, args, kwargs)  # now: it may work in place
         output = function(*args, **kwargs)
+        if flatness.whole is not None:
+            flatness = flatness._replace(result=weakref.ref(output))
         if frame.leaf and isinstance(frame.module, MODULES):
             frame.flatness = flatness
         else:
             self._record(frame.name, ACTIVATIONS[function], output, flatness)
         return output
 
-    def _flatness(self, function: Any, args: Any, kwargs: Any) -> tuple[int, int]:
+    def _flatness(self, function: Any, args: Any, kwargs: Any) -> Flatness:
         if in_backward():
-            return -1, -1
+            return NOT_FLAT
+        given = args[0] if args else kwargs["input"]
         with Quiet():
             args = tuple(plain(a) if isinstance(a, Tensor) else a for a in args)
             kwargs = {k: plain(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
             intervals = flat(function, args, kwargs)
             if intervals is None:
-                return -1, -1
+                return NOT_FLAT
             z = argument(function, args, kwargs)
             dimension = units_dimension(z.shape, self.channels_first)
-            return self.ledger.saturation(z, intervals), self.ledger.dead(z, intervals, dimension)
+            cheap = self.ledger.mode == "hybrid" and z.numel() > SAMPLE and z.dim() > 1
+            cheap &= z is given and not z.is_complex() and not z.is_inference()
+            again = elementwise(function, args, kwargs) if cheap else None
+            if again is not None:
+                tensor, version, row = self._last
+                if tensor is None or tensor() is not given or version != given._version:
+                    row = self.ledger.sample(z)
+                whole = self.ledger.activation(z, row, again, intervals, dimension)
+                return Flatness(whole=whole)
+            return Flatness(
+                self.ledger.saturation(z, intervals), self.ledger.dead(z, intervals, dimension)
+            )
 
-    def _record(self, layer: str, kind: str, output: Any, flatness: tuple[int, int]) -> None:
+    def _record(self, layer: str, kind: str, output: Any, flatness: Flatness) -> None:
         with torch._C.DisableTorchFunction():  # else each look at a tensor goes through the mode
             tensor = next(tensors(output), None)
             if tensor is None:
@@ -237,8 +221,14 @@ class Hooks:
             else:
                 with Quiet():
                     inner = plain(tensor)
-                    written = self.ledger.moments(inner)
-                call = Call(layer, kind, step.counts[key], tuple(inner.shape), written, *flatness)
+                    own = flatness.result is not None and flatness.result() is tensor
+                    if own and flatness.whole is not None:
+                        written = flatness.whole
+                    else:  # a layer, or a hook of the user's has replaced the output
+                        written = self.ledger.moments(inner)
+                        if not tensor.is_inference():  # these have no version
+                            self._last = weakref.ref(tensor), tensor._version, self.ledger.last
+                call = Call(layer, kind, step.counts[key], tuple(inner.shape), written, flatness)
                 step.counts[key] += 1
                 step.calls.append(call)
                 if not grows:

@@ -11,6 +11,17 @@ import torch
 from torch import Tensor
 
 from stabilitykit._flatness import Intervals, within
+from stabilitykit._reductions import (
+    Elementwise,
+    double,
+    finite,
+    reduce_activation,
+    reduce_moments,
+    reduce_scalar,
+    reduce_units,
+    reduce_update,
+    wide,
+)
 
 MODES = ("sampled", "hybrid", "exact")
 SAMPLE = 1024  # convention: the standard deviation of normal entries is then within 2 %
@@ -67,10 +78,12 @@ class Ledger:
 
     def __init__(self, mode: str) -> None:
         self.mode = mode
+        self.last: Tensor | None = None  # the sample that was taken last
         self._positions: dict[Hashable, Any] = {}
         self.clear()
 
     def clear(self) -> None:
+        self.last = None
         self._groups: dict[Hashable, tuple[Callable[..., Tensor], list[int], list[Any]]] = {}
         self._reduced: list[tuple[list[int], Tensor]] = []
         self._slots = 0
@@ -83,43 +96,63 @@ class Ledger:
             return Written(0, -1)
         flat = flattened(tensor)
         if self.mode == "exact":
-            whole = _double(real(tensor).reshape(-1) if flat is None else flat)
-            return Written(numel, self._done(_reduce_moments(whole[None])))
+            whole = double(real(tensor).reshape(-1) if flat is None else flat)
+            return Written(numel, self._done(reduce_moments(whole[None])))
         if self.mode == "sampled" or numel <= SAMPLE:
-            return Written(numel, self._add("moments", _reduce_moments, self.sample(tensor, flat)))
+            return Written(numel, self._add("moments", reduce_moments, self.sample(tensor, flat)))
         # The sum is the cheapest pass that meets every nan and infinity; isfinite and aminmax take
         # 3 to 20 times as long on a CPU. It also brings the tensor into the cache.
         whole = real(tensor) if flat is None else flat
-        total = whole.sum() if whole.dtype == torch.float32 else whole.sum(dtype=_wide(whole.dtype))
-        row = self.sample(tensor, flat)
-        return Written(numel, self._add("sum", _reduce_moments, row, total))
+        total = whole.sum() if whole.dtype == torch.float32 else whole.sum(dtype=wide(whole.dtype))
+        row = self.last = self.sample(tensor, flat)
+        return Written(numel, self._add("sum", reduce_moments, row, total))
 
     def square(self, tensor: Tensor) -> int:
         """Sum of squares over the whole tensor, in float32 at least."""
         flat = flattened(tensor)
         if flat is not None and flat.dtype in (torch.float32, torch.float64):
-            return self._add("scalar", _reduce_scalar, torch.dot(flat, flat))
+            return self._add("scalar", reduce_scalar, torch.dot(flat, flat))
         whole = real(tensor) if flat is None else flat
-        norm = torch.linalg.vector_norm(whole, dtype=_wide(whole.dtype))
-        return self._add("scalar", _reduce_scalar, norm.square())
+        norm = torch.linalg.vector_norm(whole, dtype=wide(whole.dtype))
+        return self._add("scalar", reduce_scalar, norm.square())
 
     def row(self, numel: int, sample: Tensor) -> Written:
         """Moments of a tensor of which a sample was taken."""
         if not numel:
             return Written(0, -1)
         if self.mode == "exact":
-            return Written(numel, self._done(_reduce_moments(sample[None])))
-        return Written(numel, self._add("moments", _reduce_moments, sample))
+            return Written(numel, self._done(reduce_moments(sample[None])))
+        return Written(numel, self._add("moments", reduce_moments, sample))
+
+    def activation(
+        self, z: Tensor, row: Tensor, function: Elementwise, intervals: Intervals, dimension: int
+    ) -> Written:
+        """All of f(z) from the sample of z and the ends of its range, without a pass over f(z).
+
+        Args:
+            z: what the activation gets, of two dimensions at least.
+            row: its sample.
+            function: the activation, elementwise; called again on samples when these are reduced.
+            intervals: where it is flat.
+            dimension: of the units.
+        """
+        others = [d for d in range(z.dim()) if d != dimension]
+        rows = [row, z.amax(others)]
+        if not intervals or any(start > -math.inf for start, _ in intervals):
+            rows.append(z.amin(others))
+        kind = ("activation", function, intervals, rows[1].numel(), len(rows))
+        reduce = partial(reduce_activation, function, intervals)
+        return Written(z.numel(), self._add(kind, reduce, *rows))
 
     def saturation(self, z: Tensor, intervals: Intervals) -> int:
         """Share of entries within the intervals."""
         if not z.numel():
             return -1
         if self.mode == "exact":
-            whole = _double(z.reshape(-1))
+            whole = double(z.reshape(-1))
             return self._done(within(whole, whole, intervals).double().mean().view(1, 1))
         row = self.sample(z)
-        return self._add(("saturation", intervals), partial(_reduce_units, intervals), row)
+        return self._add(("saturation", intervals), partial(reduce_units, intervals), row)
 
     def dead(self, z: Tensor, intervals: Intervals, dimension: int) -> int:
         """Share of units, along the dimension, that lie within one interval for the whole batch."""
@@ -131,16 +164,16 @@ class Ledger:
         if others and any(start > -math.inf for start, _ in intervals):
             low = z.amin(others)
         rows = (high,) if low is high else (low, high)
-        return self._add(("dead", intervals, len(rows)), partial(_reduce_units, intervals), *rows)
+        return self._add(("dead", intervals, len(rows)), partial(reduce_units, intervals), *rows)
 
     def update(self, before: Tensor, after: Tensor) -> int:
         """Sums of squares of the change and of the weight before."""
         if self.mode == "exact":
-            return self._done(_reduce_update(before[None], after[None]))
-        return self._add("update", _reduce_update, before, after)
+            return self._done(reduce_update(before[None], after[None]))
+        return self._add("update", reduce_update, before, after)
 
     def scalar(self, value: Tensor) -> int:
-        return self._add("scalar", _reduce_scalar, value)
+        return self._add("scalar", reduce_scalar, value)
 
     def sample(self, tensor: Tensor, flat: Tensor | None = None) -> Tensor:
         """A copy of at most 1,024 entries, spread over the tensor."""
@@ -188,7 +221,7 @@ class Ledger:
         mean, std, rms, share, *total = self._results[written.slot]
         count = round(share * written.numel)
         if total and not count:
-            count = 0 if _finite(total[0], rms) else 1
+            count = 0 if finite(total[0], rms) else 1
         if count:
             return Moments(math.nan, math.nan, math.nan, count)
         return Moments(mean, std, rms, 0)
@@ -213,7 +246,7 @@ class Ledger:
     def _drain(self, key: Hashable) -> None:
         reduce, slots, waiting = self._groups.pop(key)
         columns = [torch.stack(rows) for rows in zip(*waiting, strict=True)]
-        columns = [column.to(_wide(column.dtype)) for column in columns]
+        columns = [column.to(wide(column.dtype)) for column in columns]
         self._reduced.append((slots, reduce(*columns)))
 
 
@@ -232,50 +265,3 @@ def positions(numel: int, device: torch.device) -> Tensor:
 def fetch(values: Tensor) -> list[float]:
     """The one place where the host waits for the device."""
     return values.tolist()
-
-
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.device.type == "mps" else tensor.double()
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Half precision is reduced in float32."""
-    return dtype if dtype == torch.float64 else torch.float32
-
-
-def _finite(total: float, rms: float) -> bool:
-    """Whether all entries are, by their sum or sum of squares and the rms of the sample.
-
-    An infinite sum of finite entries is told from infinite entries by a sample of the same size.
-    """
-    return math.isfinite(total) or (math.isinf(total) and rms > 1e15)
-
-
-def _reduce_moments(rows: Tensor, total: Tensor | None = None) -> Tensor:
-    """Mean, std, rms and the share that is not finite, of each row; and the total as it is.
-
-    Rows are scaled to 1, for squares overflow, and centred, for mean square − mean² cancels.
-    """
-    share = rows.sub(rows).ne_(0).mean(1, keepdim=True)  # nan − nan and inf − inf are nan
-    scale = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)
-    scale = torch.where(scale > 0, scale, 1)
-    unit = rows / scale
-    mean = unit.mean(1, keepdim=True)
-    std = torch.linalg.vector_norm(unit.sub_(mean), dim=1, keepdim=True) / rows.shape[1] ** 0.5
-    rms = torch.hypot(mean, std)
-    columns = [mean * scale, std * scale, rms * scale, share]
-    return torch.cat(columns if total is None else [*columns, total[:, None]], dim=1)
-
-
-def _reduce_scalar(values: Tensor) -> Tensor:
-    return values[:, None]
-
-
-def _reduce_units(intervals: Intervals, low: Tensor, high: Tensor | None = None) -> Tensor:
-    high = low if high is None else high
-    return within(low.double(), high.double(), intervals).float().mean(1, keepdim=True)
-
-
-def _reduce_update(before: Tensor, after: Tensor) -> Tensor:
-    squares = [(after - before).square().sum(1), before.square().sum(1)]
-    return torch.stack(squares, dim=1)

@@ -186,6 +186,9 @@ class Recorder:
         ledger = self.ledger
         output = ledger.read_moments(call.output)
         gradient = ledger.read_moments(call.gradient) if call.gradient else None
+        saturated, dead = ledger.value(call.flatness.saturated), ledger.value(call.flatness.dead)
+        if call.flatness.whole is not None:
+            saturated, dead = ledger.values(call.flatness.whole.slot)[-2:]
         return Record(
             number,
             call.layer,
@@ -195,8 +198,8 @@ class Recorder:
             output.mean,
             output.std,
             output.rms,
-            ledger.value(call.saturated),
-            ledger.value(call.dead),
+            saturated,
+            dead,
             output.nonfinite,
             gradient.rms / scale if gradient else None,
             gradient.nonfinite if gradient else None,

@@ -573,3 +573,54 @@ def test_deep_copies_and_state_dicts_in_the_middle():
     with sk.Probe(model):
         model(torch.randn(2, 16))
         assert set(model.state_dict()) == set(block().state_dict())
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("act", [nn.ReLU, nn.LeakyReLU, nn.Hardtanh, nn.ELU, nn.SiLU])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_activation_measured_through_its_input(act, inplace, dtype):
+    """Hybrid mode computes f on the sample of z; the numbers are those of f(z)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), act(inplace=inplace)).to(dtype)
+    x = (10 * torch.randn(256, 64)).to(dtype)
+    exact, hybrid = (watched(model, x, mode=mode)[1] for mode in ("exact", "hybrid"))
+    assert hybrid.dead == exact.dead
+    assert hybrid.saturated == pytest.approx(exact.saturated, abs=4 * 0.5 / math.sqrt(1024))
+    assert hybrid.rms == pytest.approx(exact.rms, rel=0.1)
+    assert hybrid.grad_rms == pytest.approx(exact.grad_rms, rel=0.1)
+    for value in (math.nan, math.inf, -math.inf):
+        z = x.clone()
+        z[17, 3] = value
+        only = nn.Sequential(act(inplace=inplace))
+        exact, hybrid = (probed(only, z, mode) for mode in ("exact", "hybrid"))
+        assert (hybrid.nonfinite > 0) == (exact.nonfinite > 0), value
+        assert math.isnan(hybrid.rms) == math.isnan(exact.rms)
+
+
+def probed(model, x, mode):
+    with sk.Probe(model, mode=mode) as probe, torch.no_grad():
+        model(x.clone())
+    return probe.records[0]
+
+
+def test_a_hook_that_replaces_an_activation_is_seen():
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
+    model[1].register_forward_hook(lambda m, i, o: o * 0 + 7)
+    assert watched(model, torch.randn(64, 64), mode="hybrid")[1].rms == pytest.approx(7)
+
+
+def test_an_input_changed_between_layer_and_activation():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(64, 64)
+
+        def forward(self, x):
+            y = self.lin(x)
+            y += 100.0
+            return torch.tanh(y)
+
+    records = watched(Shifted(), torch.randn(64, 64), mode="hybrid")
+    assert records[0].rms < 5
+    assert records[1].saturated == 1
+    assert records[1].rms == pytest.approx(1)

@@ -212,16 +212,21 @@ def settle(device: str) -> None:
 
 
 def peak_memory(step: Step, device: str) -> int:
-    """Largest sum of what torch allocated during one step, above where it started."""
+    """Largest sum of what torch allocated in two steps, above where they started.
+
+    Two, for the profiler does not count it when what was there before is freed, as gradients are.
+    """
     if device != "cpu":
         start = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
+        step()
         step()
         settle(device)
         return torch.cuda.max_memory_allocated() - start
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
+        step()
         step()
     events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
