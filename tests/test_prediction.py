@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import stabilitykit as sk
 from scripts.benchmarks import prediction as benchmark
-from stabilitykit._attention import softmax_moments
+from stabilitykit._softmax import softmax_moments
 
 
 def rows(model, batch):
