@@ -253,7 +253,7 @@ class Hooks:
         step.again.clear()
         if box and has_values(gradient):
             with Quiet():
-                box[0].gradient = self.ledger.moments(plain(gradient))
+                box[0].gradient = self.ledger.moments(plain(gradient), sampled=True)
             step.gradients += 1
             box[0].order = step.gradients
 

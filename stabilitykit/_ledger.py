@@ -89,8 +89,13 @@ class Ledger:
         self._slots = 0
         self._results: dict[int, tuple[float, ...]] = {}
 
-    def moments(self, tensor: Tensor) -> Written:
-        """Mean, std, rms and how many entries are not finite."""
+    def moments(self, tensor: Tensor, sampled: bool = False) -> Written:
+        """Mean, std, rms and how many entries are not finite.
+
+        Args:
+            tensor: not kept.
+            sampled: whether the sample has to do also in mode "hybrid".
+        """
         numel = tensor.numel()
         if not numel:
             return Written(0, -1)
@@ -98,7 +103,7 @@ class Ledger:
         if self.mode == "exact":
             whole = double(real(tensor).reshape(-1) if flat is None else flat)
             return Written(numel, self._done(reduce_moments(whole[None])))
-        if self.mode == "sampled" or numel <= SAMPLE:
+        if sampled or self.mode == "sampled" or numel <= SAMPLE:
             return Written(numel, self._add("moments", reduce_moments, self.sample(tensor, flat)))
         # The sum is the cheapest pass that meets every nan and infinity; isfinite and aminmax take
         # 3 to 20 times as long on a CPU. It also brings the tensor into the cache.

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from stabilitykit._calls import Call
 from stabilitykit._hooks import Hooks
-from stabilitykit._ledger import Ledger
+from stabilitykit._ledger import SAMPLE, Ledger
 from stabilitykit._parameters import ParameterMeter
 from stabilitykit._quiet import in_backward
 from stabilitykit._records import NonFinite, ParameterRecord, Record, scalars
@@ -168,7 +169,8 @@ class Recorder:
             self.ledger.read()
         parameters = self.meter.read(number, collective)
         scale = self.ledger.value(self._scale) if self._scale is not None else 1.0
-        records = [self._record(number, call, scale or 1.0) for call in step.calls]
+        doubtful = self.ledger.mode == "hybrid" and any(p.grad_nonfinite for p in parameters)
+        records = [self._record(number, call, scale or 1.0, doubtful) for call in step.calls]
         if self.first_nonfinite is None:
             self.first_nonfinite = next(self._nonfinite(number, records, parameters), None)
         self.records += records
@@ -182,10 +184,14 @@ class Recorder:
             values = scalars(records, parameters)
             self.callback({tag: value for tag, _, value in values}, number)
 
-    def _record(self, number: int, call: Any, scale: float) -> Record:
+    def _record(self, number: int, call: Call, scale: float, doubtful: bool) -> Record:
         ledger = self.ledger
         output = ledger.read_moments(call.output)
         gradient = ledger.read_moments(call.gradient) if call.gradient else None
+        bad = gradient.nonfinite if gradient else None
+        # A parameter's gradient is not finite, and this sample does not tell whether it is why.
+        if doubtful and bad == 0 and call.gradient and call.gradient.numel > SAMPLE:
+            bad = None
         saturated, dead = ledger.value(call.flatness.saturated), ledger.value(call.flatness.dead)
         if call.flatness.whole is not None:
             saturated, dead = ledger.values(call.flatness.whole.slot)[-2:]
@@ -202,7 +208,7 @@ class Recorder:
             dead,
             output.nonfinite,
             gradient.rms / scale if gradient else None,
-            gradient.nonfinite if gradient else None,
+            bad,
         )
 
     def _nonfinite(

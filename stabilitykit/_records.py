@@ -31,7 +31,9 @@ class Record:
             in mode "sampled", since a sample cannot tell.
         nonfinite: entries of the output that are nan or infinite.
         grad_rms: root mean square of ∂loss/∂output; None where no gradient arrived.
-        grad_nonfinite: entries of that gradient that are nan or infinite.
+        grad_nonfinite: entries of that gradient that are nan or infinite; None where no gradient
+            arrived, and in mode "hybrid" where a parameter's gradient is not finite and the sample
+            of this one does not tell.
     """
 
     step: int

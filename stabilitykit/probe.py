@@ -43,8 +43,9 @@ class Probe:
 
     Modes:
         sampled: every number from 1,024 entries spread evenly over the tensor; no `dead`.
-        hybrid: moments and `saturated` from that sample; norms, `dead` and whether all is finite
-            from the whole tensor (how many entries are not is estimated from the sample).
+        hybrid: moments and `saturated` from that sample; `dead`, the gradients' norms, and whether
+            outputs and parameters' gradients are finite, from the whole tensor (how many entries
+            are not is estimated from the sample).
         exact: everything from the whole tensor in float64, at the price of copies.
 
     Args:

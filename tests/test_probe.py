@@ -383,6 +383,27 @@ def test_one_entry_among_a_million_is_found(value, mode):
     assert math.isnan(record.rms)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_one_bad_entry_of_a_gradient_is_not_called_finite(value):
+    """Hybrid mode samples it; the parameters' gradients, seen in whole, tell."""
+    model = nn.Sequential(nn.Linear(256, 256), nn.Tanh())
+    model[1].register_forward_hook(lambda m, i, o: o.register_hook(spoil) and None)
+
+    def spoil(gradient):
+        gradient = gradient.clone()
+        gradient[17, 33] = value
+        return gradient
+
+    with sk.Probe(model) as probe:
+        model(torch.randn(256, 256)).sum().backward()
+    assert probe.parameters[0].grad_nonfinite == 256  # a row of the weight
+    assert probe.records[0].grad_nonfinite != 0
+    with sk.Probe(model, mode="exact") as probe:
+        model(torch.randn(256, 256)).sum().backward()
+    assert probe.records[0].grad_nonfinite == 1
+    assert probe.first_nonfinite == sk.NonFinite(0, "1", 0, "backward")
+
+
 def test_large_finite_numbers_are_finite():
     model = nn.Sequential(nn.Linear(512, 512, bias=False), nn.Identity())
     with torch.no_grad():
