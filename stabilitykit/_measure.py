@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from stabilitykit._restore import Randomness
 
@@ -19,6 +20,10 @@ WEIGHTED = (
     nn.RNNBase,
     nn.MultiheadAttention,
 )
+PRODUCTS = (
+    *("linear", "matmul", "rmatmul", "mm", "bmm", "baddbmm", "addmm", "einsum"),
+    *("conv1d", "conv2d", "conv3d"),
+)
 NORMALISING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -26,8 +31,8 @@ class Signal(NamedTuple):
     """The output of one call of a weighted or normalising layer.
 
     Attributes:
-        layer: name in `named_modules`.
-        kind: lower-case class name.
+        layer: name in `named_modules`; of the parameter, for a product outside such modules.
+        kind: lower-case class name, or "product".
         call: how often the layer was called before in this step.
         weighted: whether it multiplies by a weight matrix.
         units: width of the output.
@@ -63,22 +68,61 @@ class Feed(NamedTuple):
     images: bool
 
 
+class _Products(TorchFunctionMode):
+    """Calls back for every product with a parameter."""
+
+    def __init__(self, seen: Callable[[Tensor, Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "").strip("_")
+        if name in PRODUCTS and isinstance(output, Tensor):
+            factors = [_owner(t) for t in tensors((args, kwargs)) if t.ndim > 1]
+            if len(factors) == 2:
+                self.seen(factors[0], factors[1], output)
+        return output
+
+
+def _owner(tensor: Tensor) -> Tensor:
+    """The tensor of which this is a view (a transposed weight), else itself."""
+    return tensor if tensor._base is None else tensor._base
+
+
 @dataclass
 class Watch:
     """Hooks on the layers of a model for one forward pass."""
 
     signals: list[Signal] = field(default_factory=list)
+    norms: dict[int, float] = field(default_factory=dict)  # of gradients of products, by position
     feeds: list[Feed] = field(default_factory=list)
     entered: list[str] = field(default_factory=list)  # modules whose forward has not ended
 
     @contextlib.contextmanager
     def on(self, model: nn.Module, batch: list[Tensor]) -> Iterator[Watch]:
-        raw = {tensor.data_ptr() for tensor in batch if tensor.is_floating_point()}
+        raw = {tensor.data_ptr() for tensor in batch if first_tensor(tensor) is not None}
         calls: dict[str, int] = {}
         handles = []
+        weights = {id(p): name for name, p in model.named_parameters() if p.ndim > 1}
+        modules = dict(model.named_modules())
 
         def enter(name: str) -> Callable[..., None]:
             return lambda *_: self.entered.append(name)
+
+        def product(left: Tensor, right: Tensor, output: Tensor) -> None:
+            inside = any(isinstance(modules[name], WEIGHTED) for name in self.entered)
+            known = [id(t) in weights for t in (left, right)]
+            if sum(known) != 1 or inside or first_tensor(output) is None:
+                return
+            weight, source = (left, right) if known[0] else (right, left)
+            name, place = weights[id(weight)], len(self.signals)
+            call = calls.get(name, 0)
+            calls[name] = call + 1
+            amplitudes = amplitude(source.detach()), amplitude(output.detach())
+            self.signals.append(Signal(name, "product", call, True, output.shape[-1], *amplitudes))
+            if output.requires_grad:
+                output.register_hook(lambda g: self.norms.update({place: float(g.double().norm())}))
 
         def leave(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -94,7 +138,8 @@ class Watch:
             handles.append(module.register_forward_pre_hook(enter(name)))
             handles.append(module.register_forward_hook(leave(name), with_kwargs=True))
         try:
-            yield self
+            with _Products(product):
+                yield self
         finally:
             for handle in handles:
                 handle.remove()
@@ -117,9 +162,10 @@ class Watch:
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The first floating-point tensor in nested tuples, lists and dicts."""
+    """The first dense floating-point tensor in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
-        return value if value.is_floating_point() and value.numel() else None
+        plain = value.is_floating_point() and value.layout == torch.strided and not value.is_nested
+        return value if plain and value.numel() else None
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (tuple, list)):

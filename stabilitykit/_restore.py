@@ -32,10 +32,11 @@ class Randomness:
 
 
 class Values:
-    """Tensors and copies of what they hold; only those that changed are written back."""
+    """Dense tensors and copies of what they hold; only those that changed are written back."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
-        self.pairs = [(tensor, tensor.detach().clone()) for tensor in tensors]
+        dense = [t for t in tensors if t.layout == torch.strided and not t.is_nested]
+        self.pairs = [(tensor, tensor.detach().clone()) for tensor in dense]
 
     def restore(self) -> None:
         with torch.no_grad():

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from stabilitykit import _findings as f
@@ -54,8 +53,14 @@ def _envelope(values: Sequence[float], worst: Callable[[float, float], float]) -
     return found
 
 
-def rescaling(model: nn.Module, records: Sequence[Any]) -> str:
+def rescaling(model: nn.Module, records: Sequence[Any], signals: Sequence[Signal]) -> str:
     """What mends the scale of all layers."""
+    modules = dict(model.named_modules())
+    if not any(isinstance(modules.get(s.layer), WEIGHTED) for s in signals):
+        return (
+            "Draw the weights again with the gain of ReLU: `for p in model.parameters(): "
+            "nn.init.orthogonal_(p, 2**0.5) if p.ndim > 1 else None`."
+        )
     last = max((i for i, r in enumerate(records) if r.saturated is None), default=0)
     call = "call `sk.lsuv(model, batch)`"
     if any(r.kind == "sigmoid" for r in records[:last]):
@@ -72,10 +77,14 @@ def _again(layer: str) -> str:
     return f"Draw that layer's weights again: `{owner(layer)}.reset_parameters()`."
 
 
-def _cure(falls: Sequence[float], layer: str, rescale: str) -> str:
+def _cure(falls: Sequence[float], signal: Signal, rescale: str) -> str:
     """Draw one layer again where it alone is at fault, else rescale all."""
-    alone = len(falls) > 1 and max(falls) > sum(falls) / 2
-    return _again(layer) if alone else rescale
+    if len(falls) < 2 or max(falls) <= sum(falls) / 2:
+        return rescale
+    if signal.kind == "product":
+        weight = f"model.get_parameter({signal.layer!r})"
+        return f"Draw that weight again: `nn.init.orthogonal_({weight}, 2**0.5)`."
+    return _again(signal.layer)
 
 
 def forward(signals: Sequence[Signal], rescale: str) -> list[Finding]:
@@ -143,10 +152,10 @@ def _change(
     if sign * total <= allowance(stack):
         return []
     steps = [max(0.0, sign * (b - a)) for a, b in pairwise(path)]
-    layer = stack[onset(steps)].layer
-    remedy, ratio = _cure(steps, layer, rescale), math.exp(min(total, 700))
+    start = stack[onset(steps)]
+    remedy, ratio = _cure(steps, start, rescale), math.exp(min(total, 700))
     severity = "error" if abs(total) > 2 * allowance(stack) else "warning"
-    return [finding(code, layer, ratio, 1.0, remedy, severity)]
+    return [finding(code, start.layer, ratio, 1.0, remedy, severity)]
 
 
 def activations(model: nn.Module, records: Sequence[Any], rescale: str) -> list[Finding]:
@@ -160,7 +169,7 @@ def activations(model: nn.Module, records: Sequence[Any], rescale: str) -> list[
     weighted = [i for i in layers if isinstance(modules.get(records[i].layer), WEIGHTED)]
     found: dict[str, Finding] = {}
     feeding = ""
-    for record in records[: weighted[-1]] if weighted else []:
+    for record in records[: weighted[-1] if weighted else -1]:
         if record.saturated is None:
             feeding = record.layer if record.layer in holds else feeding
             continue
@@ -188,51 +197,6 @@ def _unbias(module: nn.Module | None, layer: str) -> str:
     if float(bias.detach().abs().mean()) <= float(rows.mean()):
         return ""
     return f"Take that layer's bias back to zero: `nn.init.zeros_({owner(layer)}.bias)`."
-
-
-def tied(model: nn.Module, signals: Sequence[Signal]) -> list[Finding]:
-    """tied-units: equal incoming weights that also get equal gradients, thus stay equal."""
-    modules = dict(model.named_modules())
-    for signal in signals:
-        module = modules[signal.layer]
-        if not isinstance(module, WEIGHTED):
-            continue
-        for name, weight in module.named_parameters(recurse=False):
-            if weight.ndim < 2 or weight.grad is None or weight.shape[0] < 2:
-                continue
-            bias = module._parameters.get(name.replace("weight", "bias"))
-            share = _twins(weight, bias if bias is not weight else None)
-            if share > f.TIED:
-                remedy = (
-                    "Draw all weights again, each unit its own: `model.apply(lambda m: "
-                    "m.reset_parameters() if hasattr(m, 'reset_parameters') else None)`."
-                )
-                return [finding("tied-units", signal.layer, share, 1 / len(weight), remedy)]
-    return []
-
-
-def _twins(weight: Tensor, bias: Tensor | None) -> float:
-    """Largest share of rows that are bitwise equal and whose gradients are equal to 1e-4."""
-    rows, slopes = weight.detach().flatten(1), _gradient(weight).flatten(1)
-    if bias is not None and bias.grad is not None and len(bias) == len(rows):
-        rows = torch.cat([rows, bias.detach()[:, None]], 1)
-        slopes = torch.cat([slopes, _gradient(bias)[:, None]], 1)
-    # One number for a row: equal rows give equal numbers, others do not by any chance.
-    key = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64, device=rows.device).sin()
-    _, group, counts = (rows.double() * key).sum(1).unique(return_inverse=True, return_counts=True)
-    own = group == counts.argmax()
-    if int(own.sum()) < 2:
-        return 0.0
-    slope = (slopes[own].double() * key).sum(1)
-    scale = float(slopes.double().norm(dim=1).max())
-    near = (slope[:, None] - slope[None, :]).abs() <= 1e-4 * scale
-    return int(near.sum(1).max()) / len(rows)
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    gradient = parameter.grad
-    assert gradient is not None
-    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def inputs(feeds: Sequence[Feed]) -> list[Finding]:

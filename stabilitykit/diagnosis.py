@@ -21,6 +21,7 @@ from stabilitykit._losses import LossWatch, mismatch
 from stabilitykit._measure import Line, Signal, Watch, along, tensors
 from stabilitykit._nonfinite import first_nonfinite
 from stabilitykit._restore import Randomness, restored
+from stabilitykit._twins import tied
 from stabilitykit.prediction import Prediction, predict
 from stabilitykit.probe import ParameterRecord, Probe, Record, unwrapped
 
@@ -231,19 +232,20 @@ def _judge(
     loss_fn: LossFunction,
     randomness: Randomness,
 ) -> list[Finding]:
-    rescale = rules.rescaling(model, records)
+    rescale = rules.rescaling(model, records, watch.signals)
     measured = {(r.layer, r.kind, r.call): r for r in records}
     norms: list[float | None] = []
-    for signal in watch.signals:
+    for place, signal in enumerate(watch.signals):
         record = measured.get((signal.layer, signal.kind, signal.call))
-        rms = record.grad_rms if record is not None else None
-        size = torch.Size(record.shape).numel() if record is not None else 0
-        norms.append(None if rms is None else rms * size**0.5)
+        norm = watch.norms.get(place)
+        if record is not None and record.grad_rms is not None:
+            norm = record.grad_rms * torch.Size(record.shape).numel() ** 0.5
+        norms.append(norm)
     findings = rules.inputs(watch.feeds)
     findings += rules.forward(watch.signals, rescale)
     findings += rules.backward(watch.signals, norms, rescale)
     findings += rules.activations(model, records, rescale)
-    findings += rules.tied(model, watch.signals)
+    findings += tied(model, watch.signals)
     if (bad := mismatch(losses.calls)) is not None:
         findings.append(finding("mismatched-loss", "loss", bad.measured, bad.expected, bad.remedy))
     findings += rules.step(line)

@@ -176,6 +176,7 @@ MORE = {
         weight_normed(nets.stack([16, 48, 48, 4])),
         *(nets.table(), CE, 3e-3),
     ),
+    "plain-parameters": lambda: (nets.Products(8), nets.table(), CE, 1e-3),
     "mlp-two-inputs": lambda: (
         nets.TwoInputs(),
         *(((lambda x, t: ({"a": x, "b": x.flip(1)}, t))(*nets.table())), CE, 3e-3),

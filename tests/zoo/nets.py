@@ -228,3 +228,22 @@ class TwoInputs(nn.Module):
     def forward(self, a, b):
         left, right = torch.relu(self.left(a)), torch.relu(self.right(b))
         return self.head(left + (right if self.used else right.detach()))
+
+
+class Products(nn.Module):
+    """Plain parameters and `@`: no module to hook."""
+
+    def __init__(self, layers=24, width=48, gain=2**0.5):
+        super().__init__()
+        shape = (width, width)
+        self.inner = nn.Parameter(torch.randn(16, width) / 4)
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.randn(shape) * gain / width**0.5) for _ in range(layers)
+        )
+        self.head = nn.Parameter(torch.randn(width, 4) / width**0.5)
+
+    def forward(self, x):
+        x = x @ self.inner
+        for weight in self.weights:
+            x = F.relu(x @ weight.T)
+        return x @ self.head

@@ -234,6 +234,13 @@ sick(
     lambda: (nets.scaled(nets.UNet(), 1e-3), denoising(), MSE),
 )
 
+sick(
+    "plain-parameters-small",
+    "vanishing-signal",
+    "weights.0",
+    lambda: (nets.Products(gain=0.7), nets.table(), CE),
+)
+
 # exploding-signal
 sick(
     "gain-2-relu-24",
@@ -274,6 +281,13 @@ sick(
     "exploding-signal",
     "stem",
     lambda: (nets.scaled(nets.ResNet(6, norm=False), 8.0), nets.images(), CE),
+)
+
+sick(
+    "plain-parameters-large",
+    "exploding-signal",
+    "weights.0",
+    lambda: (nets.Products(gain=4.0), nets.table(), CE),
 )
 
 # vanishing-gradient
