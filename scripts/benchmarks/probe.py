@@ -212,21 +212,19 @@ def settle(device: str) -> None:
 
 
 def peak_memory(step: Step, device: str) -> int:
-    """Largest sum of what torch allocated in two steps, above where they started.
+    """Largest sum of what torch allocated during one step, above where it started.
 
-    Two, for the profiler does not count it when what was there before is freed, as gradients are.
+    Gradients of the step before must be gone: whether the profiler counts their end is uncertain.
     """
     if device != "cpu":
         start = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        step()
         step()
         settle(device)
         return torch.cuda.max_memory_allocated() - start
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
-        step()
         step()
     events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
@@ -268,6 +266,7 @@ def measure(name: str, methods: list[str], rounds: int, steps: int, device: str)
                     settle(device)
                     times[method].append(time.perf_counter() - start)
                 if turn == 0:
+                    training.optimizer.zero_grad()
                     memory[method] = peak_memory(step, device)
                 if turn == 0 and device != "cpu":
                     waits[method] = synchronisations(step)
