@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -21,15 +22,17 @@ from mkdocs.utils.meta import get_data
 # put there when it was loaded: `on_config` puts it back for the processes that run the pages.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.pages import Built, PageError, PageErrors, build, downloads, render
+from scripts.pages import Built, PageError, PageErrors, build, cache, downloads, render
 from scripts.pages.coverage import coverage_table, read_curriculum
 from scripts.pages.notebook import clean, execute
 from scripts.pages.parse import CONT
 from scripts.pages.progress import progress
+from scripts.site import kept
 from scripts.site.claims import claims_table
 from scripts.site.fonts import embed_fonts
 from scripts.site.formulas import FormulaError, characters, render_bare, render_formulas
 from scripts.site.lighten import lighten
+from scripts.site.search import sections
 from scripts.site.stylesheets import trim, words_of
 
 log = logging.getLogger("mkdocs.stabilitykit")
@@ -54,6 +57,12 @@ class _Site:
     built: dict[str, Built] = field(default_factory=dict)
     characters: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     errors: list[PageError] = field(default_factory=list)
+    warned: set[str] = field(default_factory=set)
+    surroundings: str = ""
+    keys: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, kept.Rendered] = field(default_factory=dict)
+    sections: list[dict[str, str]] = field(default_factory=list)
+    downloads: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
     def name(self, file: File) -> str:
         """What the engine calls a page."""
@@ -99,6 +108,7 @@ def on_files(files, config):
             # mkdocs-jupyter renders what the engine has run.
             notebook = execute(built, _site.root / ".cache" / "notebooks")
             _site.files[name].abs_src_path = str(notebook)
+    _site.surroundings = kept.surroundings(Path(config.config_file_path), files)
     return files
 
 
@@ -121,27 +131,63 @@ def on_page_markdown(markdown, *, page, config, files):
     """The page as the engine renders it, its claims, and the links to its downloads."""
     name = _site.name(page.file)
     errors = [error for error in _site.errors if error.name == name]
+    built = _site.built.get(name)
     if name.endswith(".py"):
-        if name in _site.built:
-            _, page.meta = get_data("\n".join(_site.built[name].page.markdown))
+        if built:
+            _, page.meta = get_data("\n".join(built.page.markdown))
         return markdown  # shown by mkdocs-jupyter, and mended in `on_page_content`
     if errors:
         return _failed(errors) + markdown.replace(CONT + "\n", "")
-    if name in _site.built:
-        built = _site.built[name]
-        markdown, _ = get_data(render(built))
-        markdown += _offered(built)
+    inserted = []
     if _CLAIMS in markdown:
-        markdown = markdown.replace(_CLAIMS, claims_table(_site.built, name))
+        inserted.append((_CLAIMS, claims_table(_site.built, name)))
     if _COVERAGE in markdown:
         curriculum = read_curriculum(_site.root / "scripts" / "curriculum.toml")
         pages = {name: built.page for name, built in _site.built.items()}
-        markdown = markdown.replace(_COVERAGE, coverage_table(pages, curriculum, name))
+        inserted.append((_COVERAGE, coverage_table(pages, curriculum, name)))
+    if built:
+        drawn = [drawing.svg for drawing in built.run.drawings if drawing]
+        text = "\n".join(built.page.lines)
+        key = kept.key(name, _site.surroundings, text, *drawn, *(table for _, table in inserted))
+        _site.keys[name] = key
+        if found := kept.load(_rendered(), key):
+            _site.kept[name] = found
+            return ""
+    if built:
+        markdown, _ = get_data(render(built))
+        markdown += _offered(built)
+    for marker, table in inserted:
+        markdown = markdown.replace(marker, table)
     return markdown
+
+
+def _rendered() -> Path:
+    return _site.root / ".cache" / "rendered"
 
 
 def on_page_content(html, *, page, config, files):
     """Formulas as HTML, and the outputs in code told apart from it."""
+    name = _site.name(page.file)
+    if found := _site.kept.get(name):
+        kept.restore(page, found, files)
+    else:
+        errors = len(_site.errors)
+        html, shown = _mended(html, page, files)
+        offered = _site.downloads.get(name, {})
+        found = kept.capture(page, html, shown, sections(html, page.url), offered)
+        failed = len(_site.errors) > errors or name in _site.warned
+        # What refers to other pages' docstrings is resolved when all are there.
+        if name in _site.keys and not failed and "<autoref" not in html:
+            kept.store(_rendered(), _site.keys[name], found)
+    for font, shown in found.characters.items():
+        _site.characters[font] |= set(shown)
+    _site.sections += found.sections
+    _site.downloads[name] = {file: text.encode() for file, text in found.downloads.items()}
+    return found.html
+
+
+def _mended(html: str, page, files) -> tuple[str, dict[str, set[str]]]:
+    """A page's HTML for readers, and the characters of its formulas by font."""
     name = _site.name(page.file)
     if name.endswith(".py"):
         html = _notebook(html, page, files)
@@ -151,23 +197,18 @@ def on_page_content(html, *, page, config, files):
         _site.refuse(where, line, str(error))
 
     html = render_formulas(html, refuse)
-    for font, shown in characters(html).items():
-        _site.characters[font] |= shown
+    shown = characters(html)
     html = _OUTPUT.sub(r'<span class="sk-out">\1</span>', html)
     html = _CLAIM.sub(r'<span class="sk-claimed">\g<0></span>', html)
-    # A class keeps Material's script from wrapping tables again when the page is already shown.
     html = html.replace("<table>", '<div class="sk-table"><table class="sk-rows">')
     html = html.replace("</table>", "</table></div>")
     html = re.sub(r"<th([^>]*)></th>", r"<td\1></td>", html)  # a corner is no header
-    html = lighten(html)
-    # The search index would read a figure's tick labels as prose.
-    html = html.replace('<svg class="sk-svg"', '<svg data-search-exclude="true" class="sk-svg"')
     entries = list(page.toc)
     while entries:
         entry = entries.pop()
         entry.title = render_bare(entry.title, refuse)
         entries += entry.children
-    return html
+    return lighten(html), shown
 
 
 def on_env(env, *, config, files):
@@ -198,12 +239,15 @@ def on_post_build(*, config) -> None:
     site = Path(config.site_dir)
     for name, built in _site.built.items():
         file = _site.files[name]
-        for offered, content in downloads(built).items():
+        for offered, content in _site.downloads.get(name, {}).items():
             _write(site / PurePosixPath(file.dest_uri).parent / offered, content)
         for figure in built.figures:
             _write(site / _figures(file) / f"{figure.name}.svg", figure.svg)
             _write(site / _figures(file) / f"{figure.name}.png", figure.png)
+    index = json.dumps({"docs": _site.sections}, ensure_ascii=False).encode()
+    _write(site / "search" / "search_index.json", index)
     shutil.rmtree(site / "assets" / "javascripts")  # Material's, which no page loads
+    cache.prune(_rendered())
     if not _serving:
         _trim(site)
 
@@ -242,8 +286,9 @@ def _lines(name: str) -> list[tuple[int, str]]:
 
 def _offered(built: Built) -> str:
     """A page's last line: what it can be downloaded as."""
+    files = _site.downloads[built.page.name] = downloads(built)
     links = " or ".join(
-        f'<a href="{file}" download>{PurePosixPath(file).suffix}</a>' for file in downloads(built)
+        f'<a href="{file}" download>{PurePosixPath(file).suffix}</a>' for file in files
     )
     return f'\n<p class="sk-downloads">This page as {links}</p>\n' if links else ""
 
@@ -271,7 +316,7 @@ def _write(path: Path, content: bytes) -> None:
 
 def _trim(site: Path) -> None:
     """Cut style sheets and their fonts down to what the site shows."""
-    embed_fonts(site / "assets" / "katex" / "katex.min.css", _site.characters)
+    embed_fonts(site / "assets" / "katex" / "katex.min.css", _site.characters, _rendered())
     words: set[str] = set()
     for path in [*site.rglob("*.html"), *site.glob("assets/**/*.js")]:
         words |= words_of(path.read_text(encoding="utf-8"))
@@ -310,5 +355,6 @@ class _NameLine(logging.Filter):
             lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
             line = next((n for n, text in enumerate(lines, 1) if found["link"] in text), 1)
             name = path.relative_to(_site.root).as_posix()
+            _site.warned.add(name)
             record.msg, record.args = f"{name}:{line}: {record.getMessage()}", ()
         return True

@@ -11,6 +11,7 @@ import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from .draw import COLOURS
 from .parse import Page
@@ -49,13 +50,27 @@ def page_key(page: Page, sources: str) -> str:
 
 def load(folder: Path, key: str) -> Run | None:
     """The stored run, or None when there is none or it is damaged."""
+    found = load_json(folder, key)
+    try:
+        return None if found is None else Run.from_json(found)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def store(folder: Path, key: str, run: Run) -> None:
+    """Write a run so that a reader sees all of it or nothing."""
+    store_json(folder, key, run.to_json())
+
+
+def load_json(folder: Path, key: str) -> Any:
+    """What was stored under a key, or None when that is nothing or damaged."""
     path = folder / f"{key}.json"
     try:
         envelope = json.loads(path.read_bytes())
         body = envelope["body"]
         if envelope["sha256"] != hashlib.sha256(body.encode()).hexdigest():
             return None
-        found = Run.from_json(json.loads(body))
+        found = json.loads(body)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     with contextlib.suppress(OSError):
@@ -63,10 +78,10 @@ def load(folder: Path, key: str) -> Run | None:
     return found
 
 
-def store(folder: Path, key: str, run: Run) -> None:
-    """Write a run so that a reader sees all of it or nothing."""
+def store_json(folder: Path, key: str, content: Any) -> None:
+    """Write what JSON can hold so that a reader sees all of it or nothing."""
     folder.mkdir(parents=True, exist_ok=True)
-    body = json.dumps(run.to_json())
+    body = json.dumps(content)
     envelope = {"sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body}
     write_whole(folder / f"{key}.json", json.dumps(envelope).encode())
 

@@ -96,9 +96,9 @@ def render_formulas(html: str, refuse: Callable[[FormulaError], None]) -> str:
 
     def replaced(match: re.Match[str]) -> str:
         display = match["open"] == "["
-        # An element that never nests in itself: the search index skips it as a whole.
+        # An element that never nests in itself, so that it can be found as a whole.
         rendered = _rendered(unescape(match["tex"]), display, refuse)
-        formula = f"<sk-formula data-search-exclude>{rendered}</sk-formula>"
+        formula = f"<sk-formula>{rendered}</sk-formula>"
         return f'<{match["tag"]} class="sk-math">{formula}</{match["tag"]}>'
 
     return _SPAN.sub(replaced, html)
