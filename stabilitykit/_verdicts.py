@@ -247,14 +247,20 @@ def without_gradient(names: Sequence[str], zeros: Sequence[str]) -> list[Finding
     if names:
         remedy = (
             "Keep it in the graph (no detach, data, item or torch.no_grad on its way to the loss), "
-            f"or freeze it: `model.get_parameter({names[0]!r}).requires_grad_(False)`."
+            f"or freeze what is not meant to learn: `{_frozen(names)}`."
         )
         return [finding("no-gradient", names[0], "None", "a gradient", remedy)]
     if zeros:
         remedy = (
-            "Let the loss depend on it (its output is multiplied by zero or cut off by round, "
-            "argmax or a comparison), or freeze it: "
-            f"`model.get_parameter({zeros[0]!r}).requires_grad_(False)`."
+            "Let the loss depend on it (its output is multiplied by zero, never read, or cut off "
+            "by round, argmax or a comparison), or freeze what is not meant to learn: "
+            f"`{_frozen(zeros)}`."
         )
         return [finding("no-gradient", zeros[0], 0.0, "a gradient that is not zero", remedy)]
     return []
+
+
+def _frozen(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"model.get_parameter({names[0]!r}).requires_grad_(False)"
+    return f"for n in {list(names)!r}: model.get_parameter(n).requires_grad_(False)"

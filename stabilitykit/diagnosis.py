@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class Diagnosis:
         loss: of the batch.
         records: the probe's record of every layer call.
         parameters: the probe's record of every parameter.
-        prediction: what theory expects of every layer; None where the step was not finite.
+        prediction: what theory expects of every layer; None where the step was not finite, and
+            where predicting failed, of which a warning tells.
         signals: amplitude before and after every weighted or normalising layer: the rms, over
             units, of the deviation from the mean over the batch, which is what tells samples apart.
     """
@@ -211,9 +213,19 @@ def _run(
         for name, parameter in model.named_parameters():
             parameter.copy_(before[name])
     findings = _judge(model, watch, records, losses, line, inputs, targets, loss_fn, randomness)
-    prediction = predict(model, (inputs, targets))
+    prediction = _predicted(model, (inputs, targets))
     signals = tuple(watch.signals)
     return Diagnosis(causes(findings), value, records, parameters, prediction, signals)
+
+
+def _predicted(model: nn.Module, batch: Any) -> Prediction | None:
+    """What theory expects; findings do not depend on it, so they outlive its failure."""
+    try:
+        return predict(model, batch)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        warnings.warn(f"diagnose: no prediction for this model, {said}", stacklevel=4)
+        return None
 
 
 def _scalar_value(loss: Any) -> Tensor:

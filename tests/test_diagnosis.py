@@ -400,3 +400,30 @@ def test_a_diagnosis_does_not_depend_on_the_random_state_outside():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sk.diagnose(model, batch, loss_fn)
+
+
+def test_findings_outlive_a_prediction_that_fails(monkeypatch):
+    torch.manual_seed(0)
+    model, (x, t) = nn.Sequential(nn.Linear(16, 4)), nets.table()
+    monkeypatch.setattr("stabilitykit.diagnosis.predict", boom)
+    with pytest.warns(UserWarning, match="no prediction for this model, RuntimeError: boom"):
+        found = sk.diagnose(model, (1e4 * x, t), F.cross_entropy)
+    assert [one.code for one in found.findings] == ["unscaled-input"]
+    assert found.prediction is None
+
+
+def boom(*_):
+    raise RuntimeError("boom")
+
+
+def test_one_number_in_a_million_weights_out_of_place_is_found():
+    model = sick.poked(nets.stack([16, 1000, 1000, 4]), "2.weight", float("nan"))
+    (found,) = sk.diagnose(model, nets.table(), F.cross_entropy).findings
+    assert (found.code, found.layer) == ("non-finite", "2.weight")
+    assert found.measured == "1 entries of 2.weight are nan or infinite"
+
+
+def test_plain_parameters_are_named():
+    found = sk.diagnose(*sick.build("plain-parameters-small"))
+    assert {one.layer for one in found.findings} == {"weights.0", "weights.23"}
+    assert {s.kind for s in found.signals} == {"product"}

@@ -152,7 +152,6 @@ sick(
     "non-finite",
     "blocks.1.wide.weight",
     lambda: (poked(nets.Transformer(), "blocks.1.wide.weight", NAN), nets.tokens(), CE),
-    False,
 )
 # 1000/√6 a layer: 400^15 is beyond the 3.4e38 of float32, in the fifteenth layer.
 sick(
@@ -166,7 +165,6 @@ sick(
     "non-finite",
     "loss",
     lambda: (nets.stack(MLP), nets.table(), lambda y, t: y.relu().log().mean()),
-    False,
 )
 sick(
     "infinite-slope-of-sqrt",
@@ -507,7 +505,6 @@ sick(
         (lambda x, t: ({"a": x, "b": x.flip(1)}, t))(*nets.table()),
         CE,
     ),
-    False,
 )
 sick(
     "rounded-features",
@@ -518,7 +515,6 @@ sick(
         nets.table(),
         CE,
     ),
-    False,
 )
 sick(
     "detached-features",
@@ -529,14 +525,12 @@ sick(
         nets.table(),
         CE,
     ),
-    False,
 )
 sick(
     "reverse-lstm-read-at-the-end",
     "no-gradient",
     "rnn.weight_hh_l0_reverse",
     lambda: (nets.Recurrent(bidirectional=True), nets.sequences(), CE),
-    False,
 )
 
 # unscaled-input
