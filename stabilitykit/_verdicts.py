@@ -22,6 +22,7 @@ BOUNDED = {
     "softsign": 9.0,
 }
 _FLOOR = 1e-300  # so that the logarithm of an exact zero is finite
+_RESOLUTION = 2.0**-20  # of float32 is 2**-24; 16 units of it are still seen
 
 
 def _log(value: float) -> float:
@@ -112,8 +113,28 @@ def forward(signals: Sequence[Signal], rescale: str) -> list[Finding]:
         if not stack:
             continue
         logs = [_log(signals[0].source)]
-        logs += _envelope([_log(s.amplitude) for s in stack], worst)
+        logs += _envelope([_log(a) for a in _unrounded(logs[0], stack)], worst)
         found += _change(code, sign, logs, stack, rescale)
+    return found
+
+
+def _unrounded(source: float, stack: Sequence[Signal]) -> list[float]:
+    """Amplitudes, where zeros that rounding explains keep the last value before them.
+
+    A deviation of 1e-9 on top of a mean of ½ is 0 in float32; the layer where that happens is not
+    the one where the signal is lost.
+
+    Examples:
+        >>> _unrounded(0.0, [Signal("a", "linear", 0, True, 9, 1.0, a) for a in (0.1, 1e-9, 0.0)])
+        [0.1, 1e-09, 1e-09]
+        >>> _unrounded(0.0, [Signal("a", "linear", 0, True, 9, 1.0, a) for a in (0.1, 0.0)])
+        [0.1, 0.0]
+    """
+    found: list[float] = []
+    for signal in stack:
+        last = found[-1] if found else math.inf
+        lost = signal.amplitude == 0 and _log(last) < source + math.log(_RESOLUTION)
+        found.append(last if lost else signal.amplitude)
     return found
 
 

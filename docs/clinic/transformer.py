@@ -118,7 +118,7 @@ inputs = np.array([n for _, n in steps])
 predicted = 0.03 * np.sqrt(np.where(stacked, 2, 3) * inputs)
 ax.plot(predicted, label="predicted, η√(3n) or η√(2n)")
 ax.plot(measured, "C1o", label="measured")
-ax.set(ylim=(0, 0.6), xlabel="weight matrix, from the input on", ylabel="relative change")
+ax.set(ylim=(0, 0.6), xticks=range(0, 18, 3), xlabel="weight matrix, from the input on", ylabel="relative change")
 ax.legend(loc="lower right")
 
 # %% [markdown]
@@ -172,8 +172,8 @@ fig, ax = plt.subplots()
 for name, accuracies in history.items():
     ax.plot(range(1, 6), accuracies, "o-", ms=3, label=name)
 ax.axhline(0.1, color="C7", ls=":", lw=1.2)
-ax.set(ylim=(0, 1), xlabel="epoch", ylabel="accuracy on the test images")
-ax.legend()
+ax.set(ylim=(0, 1), xticks=range(1, 6), xlabel="epoch", ylabel="accuracy on the test images")
+ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
 
 # %% [markdown]
 # <!--figure: name="transformer-treatments"
