@@ -99,12 +99,17 @@ def test_fonts_come_with_their_style_sheet(root, tmp_path):
         sheet, font = tmp_path / name / "x.css", tmp_path / name / "fonts" / whole.name
         font.parent.mkdir(parents=True)
         font.write_bytes(whole.read_bytes())
-        sheet.write_text(f"@font-face{{src:url(fonts/{whole.name}) format('woff2')}}a{{top:0}}")
-        embed_fonts(sheet, {whole.stem: "σχ x", "": "abc"}, tmp_path / "kept")
+        (font.parent / "b.woff2").write_bytes(whole.read_bytes())
+        faces = [
+            f"@font-face{{src:url(fonts/{n}) format('woff2')}}" for n in ("b.woff2", font.name)
+        ]
+        sheet.write_text("".join(faces) + "a{top:0}")
+        embed_fonts(sheet, {whole.stem: "σχ x", "": "中"}, tmp_path / "kept")
         assert not font.exists()
         made.append(sheet.read_text())
     assert made[0] == made[1]
     assert made[0].endswith("format('woff2')}a{top:0}")
+    assert "b.woff2" not in made[0]  # of which nothing is shown
     content = base64.b64decode(re.search(r"url\(data:font/woff2;base64,(.*?)\)", made[0])[1])
     assert len(content) < whole.stat().st_size / 2
     before, after = TTFont(whole), TTFont(io.BytesIO(content))
