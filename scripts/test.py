@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         environment["SITE_DIR"] = site
         environment["SITE_SAID"] = f"{said} in {time.monotonic() - start:.0f} s"
         tests = [sys.executable, "-m", "pytest", "--codeblocks", "-q", "-n", "auto"]
-        tests += ["--dist", "worksteal", "tests", "docs", *arguments]
+        tests += ["--dist", "worksteal", "tests", "docs", "README.md", *arguments]
         tested = subprocess.run(tests, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL)
     return tested.returncode or built.returncode
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from pytest_codeblocks.main import extract_from_file
 
-from scripts.pages import parse
+from scripts.pages import build, parse
 from scripts.pages.__main__ import find_pages
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [path for path in find_pages(ROOT) if path.suffix == ".md"]
+README = ROOT / "README.md"
+PAGES = [README, *(path for path in find_pages(ROOT) if path.suffix == ".md")]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
@@ -25,7 +26,11 @@ def test_same_blocks(path):
 
 
 def test_there_are_pages():
-    assert PAGES
+    assert len(PAGES) > 1
+
+
+def test_what_the_readme_prints_is_true():
+    assert len(build([README], root=ROOT)["README.md"].page.blocks) == 2
 
 
 PAGE = """\
