@@ -29,6 +29,7 @@ from scripts.pages.parse import CONT
 from scripts.pages.progress import progress
 from scripts.site import kept
 from scripts.site.claims import claims_table
+from scripts.site.costs import costs_table
 from scripts.site.fonts import embed_fonts
 from scripts.site.formulas import FormulaError, characters, render_bare, render_formulas
 from scripts.site.lighten import lighten
@@ -39,7 +40,7 @@ log = logging.getLogger("mkdocs.stabilitykit")
 
 _REPOSITORY = str(Path(__file__).resolve().parents[1])
 
-_CLAIMS, _COVERAGE = "<!--claims-->", "<!--coverage-->"
+_CLAIMS, _COVERAGE, _COSTS = "<!--claims-->", "<!--coverage-->", "<!--costs-->"
 _OUTPUT = re.compile(r'<span class="c1">(#&gt;.*?)</span>')
 _CLAIM = re.compile(r'<span class="c1"># Claim: .*?</span>(?:\n<span class="c1"># .*?</span>)*')
 _LINK_WARNING = re.compile(
@@ -145,6 +146,9 @@ def on_page_markdown(markdown, *, page, config, files):
         curriculum = read_curriculum(_site.root / "scripts" / "curriculum.toml")
         pages = {name: built.page for name, built in _site.built.items()}
         inserted.append((_COVERAGE, coverage_table(pages, curriculum, name)))
+    if _COSTS in markdown:
+        measured = _site.root / "scripts" / "benchmarks" / "probe.json"
+        inserted.append((_COSTS, costs_table(measured)))
     if built:
         drawn = [drawing.svg for drawing in built.run.drawings if drawing]
         text = "\n".join(built.page.lines)

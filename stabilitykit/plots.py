@@ -236,7 +236,7 @@ def contours(
     for name, limits in (("xlim", xlim), ("ylim", ylim)):
         if not (len(limits) == 2 and -np.inf < limits[0] < limits[1] < np.inf):
             raise ValueError(f"{name} must be an increasing pair of finite numbers, got {limits!r}")
-    x, y = (torch.linspace(*limits, 200, dtype=torch.float64) for limits in (xlim, ylim))
+    x, y = (torch.linspace(*limits, 100, dtype=torch.float64) for limits in (xlim, ylim))
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
     heights = torch.as_tensor(function(grid)).detach()
     if heights.shape != grid.shape[:-1]:

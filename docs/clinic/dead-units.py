@@ -77,8 +77,10 @@ assert found.code == "dead-units"
 #    of each of its weights is a sum of zeros.
 # 3. So gradient descent on that set does not move it, at any learning rate:
 #
-# $$\boxed{\;w^\top x_i + b < 0 \ \text{ for all } i \quad\Longrightarrow\quad
-# \frac{\partial \ell}{\partial w} = 0,\; \frac{\partial \ell}{\partial b} = 0.\;}$$
+# $$\boxed{\;\begin{aligned}
+# &w^\top x_i + b < 0 \ \text{ for all } i\\
+# &\Longrightarrow\ \partial \ell / \partial w = 0,\ \partial \ell / \partial b = 0.
+# \end{aligned}\;}$$
 #
 # Death is for ever, unless the layers before it move. When all units of a layer are dead, the
 # layers before get no gradient either, and only the last bias still learns: how often each digit

@@ -1,0 +1,30 @@
+"""The table of the probe's costs holds the benchmark's own numbers."""
+
+import json
+
+from scripts.site.costs import costs_table
+
+ROW = {"milliseconds": 4.0, "extra_peak_bytes": 0, "synchronisations": None}
+REPORT = {
+    "date": "2026-01-02T03:04:05+00:00",
+    "versions": {"stabilitykit": "0.1.0", "torch": "2.13.0"},
+    "machine": {"processor": "x", "cores": 2, "threads": 1, "device": "cpu"},
+    "rounds": 9,
+    "models": [
+        {"model": model, "rows": [ROW | {"method": "bare", "ratio": 1.0}, other]}
+        for model, other in (
+            ("MLP", ROW | {"method": "probe, hybrid", "ratio": 1.234}),
+            ("CNN", ROW | {"method": "probe, hybrid", "ratio": 1.056}),
+        )
+    ],
+}
+
+
+def test_costs_are_those_of_the_report(tmp_path):
+    path = tmp_path / "probe.json"
+    path.write_text(json.dumps(REPORT))
+    rows = costs_table(path).splitlines()
+    assert rows[0] == "|  | MLP | CNN |"
+    assert rows[3] == "| probe, hybrid | 1.23 | 1.06 |"
+    assert "2026-01-02, cpu, 1 thread, 9 rounds" in rows[-1]
+    assert "torch 2.13.0" in rows[-1]
