@@ -201,7 +201,7 @@ def flat(ax, **changed):
         (lambda ax: plots.violins(ax, {}), "at least one named array, got {}"),
         (lambda ax: plots.violins(ax, {"a": [np.nan]}), r"groups\['a'\] has no finite value"),
         (lambda ax: flat(ax, xlim=(1, -1)), r"xlim must be an increasing pair .*, got \(1, -1\)"),
-        (lambda ax: flat(ax, function=lambda v: v[0]), r"turned \[200, 200, 2\] into \[200, 2\]"),
+        (lambda ax: flat(ax, function=lambda v: v[0]), r"turned \[100, 100, 2\] into \[100, 2\]"),
         (lambda ax: flat(ax, paths={"p": [[1, 2, 3]]}), r"paths\['p'\] .* got \[1, 3\]"),
     ],
 )
