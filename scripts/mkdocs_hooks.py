@@ -1,4 +1,4 @@
-"""The adapter between the page engine and MkDocs: the one file that knows both."""
+"""The adapter between the page engine and MkDocs, which knows both."""
 
 from __future__ import annotations
 
