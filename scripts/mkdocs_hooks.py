@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from urllib.parse import urljoin
 
+from jinja2 import FileSystemBytecodeCache
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 from mkdocs.utils.meta import get_data
@@ -110,7 +111,16 @@ def on_files(files, config):
             notebook = execute(built, _site.root / ".cache" / "notebooks")
             _site.files[name].abs_src_path = str(notebook)
     _site.surroundings = kept.surroundings(Path(config.config_file_path), files)
+    if docstrings := config.plugins.get("mkdocstrings"):
+        _compile_once(docstrings.get_handler("python").env)
     return files
+
+
+def _compile_once(env) -> None:
+    """Keep the templates' bytecode between builds; compiling them takes a second."""
+    folder = _site.root / ".cache" / "templates"
+    folder.mkdir(parents=True, exist_ok=True)
+    env.bytecode_cache = FileSystemBytecodeCache(str(folder))
 
 
 def _build(pages: dict[str, Path]) -> dict[str, Built]:
@@ -133,11 +143,10 @@ def on_page_markdown(markdown, *, page, config, files):
     name = _site.name(page.file)
     errors = [error for error in _site.errors if error.name == name]
     built = _site.built.get(name)
-    if name.endswith(".py"):
-        if built:
-            _, page.meta = get_data("\n".join(built.page.markdown))
-        return markdown  # shown by mkdocs-jupyter, and mended in `on_page_content`
-    if errors:
+    notebook = name.endswith(".py")
+    if notebook and built:
+        _, page.meta = get_data("\n".join(built.page.markdown))
+    if errors and not notebook:
         return _failed(errors) + markdown.replace(CONT + "\n", "")
     inserted = []
     if _CLAIMS in markdown:
@@ -156,8 +165,9 @@ def on_page_markdown(markdown, *, page, config, files):
         _site.keys[name] = key
         if found := kept.load(_rendered(), key):
             _site.kept[name] = found
+            page.content, page.render = "", lambda config, files: None
             return ""
-    if built:
+    if built and not notebook:  # mkdocs-jupyter shows those, and `on_page_content` mends them
         markdown, _ = get_data(render(built))
         markdown += _offered(built)
     for marker, table in inserted:
@@ -217,6 +227,7 @@ def _mended(html: str, page, files) -> tuple[str, dict[str, set[str]]]:
 
 def on_env(env, *, config, files):
     """Fail with everything that is wrong; a live server shows it and goes on."""
+    _compile_once(env)
     for error in sorted(set(_site.errors)):
         print(error, file=sys.stderr)
     if _site.errors:

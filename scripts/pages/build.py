@@ -29,9 +29,12 @@ class Figure:
     name: str
     alt: str
     caption: str
-    themed_svg: str
     svg: bytes
     png: bytes
+
+    @cached_property
+    def themed_svg(self) -> str:
+        return themed(self.svg.decode(), self.name, self.alt)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,6 @@ class Built:
                         spec.name,
                         spec.alt,
                         spec.caption,
-                        themed(drawing.svg, spec.name, spec.alt),
                         drawing.svg.encode(),
                         drawing.png,
                     )

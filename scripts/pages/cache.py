@@ -66,12 +66,11 @@ def load_json(folder: Path, key: str) -> Any:
     """What was stored under a key, or None when that is nothing or damaged."""
     path = folder / f"{key}.json"
     try:
-        envelope = json.loads(path.read_bytes())
-        body = envelope["body"]
-        if envelope["sha256"] != hashlib.sha256(body.encode()).hexdigest():
+        digest, body = path.read_bytes().split(b"\n", 1)
+        if digest.decode() != hashlib.sha256(body).hexdigest():
             return None
         found = json.loads(body)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
     with contextlib.suppress(OSError):
         os.utime(path)
@@ -81,9 +80,8 @@ def load_json(folder: Path, key: str) -> Any:
 def store_json(folder: Path, key: str, content: Any) -> None:
     """Write what JSON can hold so that a reader sees all of it or nothing."""
     folder.mkdir(parents=True, exist_ok=True)
-    body = json.dumps(content)
-    envelope = {"sha256": hashlib.sha256(body.encode()).hexdigest(), "body": body}
-    write_whole(folder / f"{key}.json", json.dumps(envelope).encode())
+    body = json.dumps(content, ensure_ascii=False).encode()
+    write_whole(folder / f"{key}.json", hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -251,11 +251,10 @@ class _Reader:
                 "longer code becomes a function of the package",
             )
         try:
-            tree = ast.parse(code)
+            tree = ast.parse("\n" * fence.line + code)  # so that nodes have the page's lines
         except SyntaxError as error:
-            self.refuse(fence.line + (error.lineno or 1), f"SyntaxError: {error.msg}")
+            self.refuse(error.lineno or fence.line, f"SyntaxError: {error.msg}")
             return Block(fence.line, fence.end, code, (), (), figure)
-        ast.increment_lineno(tree, fence.line)
         groups = _groups(tree.body)
         outputs, claims = self._comments(code, fence.line)
         units = []

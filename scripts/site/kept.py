@@ -15,7 +15,16 @@ from mkdocs.structure.toc import AnchorLink, TableOfContents
 
 from scripts.pages import cache
 
-_RENDERERS = ("mkdocs", "markdown", "pymdown-extensions", "pygments", "mkdocs-material", "dukpy")
+_RENDERERS = (
+    "mkdocs",
+    "markdown",
+    "pymdown-extensions",
+    "pygments",
+    "mkdocs-material",
+    "mkdocs-jupyter",
+    "nbconvert",
+    "dukpy",
+)
 
 
 @dataclass
@@ -78,7 +87,7 @@ def capture(
 
 def restore(page: Page, rendered: Rendered, files: Files) -> None:
     """Tell MkDocs of a page what it would have learnt by rendering it."""
-    page._title_from_render = rendered.title  # for a navigation that gives it none
+    page.title = rendered.title
     page.toc = TableOfContents([_link(entry) for entry in rendered.toc])
     page.present_anchor_ids = set(rendered.anchors)
     sources = files.src_uris
