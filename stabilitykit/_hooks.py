@@ -22,8 +22,9 @@ from stabilitykit._flatness import (
     flat,
     units_dimension,
 )
-from stabilitykit._ledger import SAMPLE, Ledger, has_values
+from stabilitykit._ledger import Ledger
 from stabilitykit._quiet import Quiet, in_backward, plain, tensors
+from stabilitykit._samples import SAMPLE, has_values
 
 
 class _Watch(TorchFunctionMode):

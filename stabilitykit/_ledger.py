@@ -16,18 +16,16 @@ from stabilitykit._reductions import (
     double,
     finite,
     reduce_activation,
+    reduce_ends,
     reduce_moments,
     reduce_scalar,
     reduce_units,
-    reduce_update,
     wide,
 )
+from stabilitykit._rows import FIRST, Rows
+from stabilitykit._samples import SAMPLE, flattened, positions, real
 
 MODES = ("sampled", "hybrid", "exact")
-SAMPLE = 1024  # convention: the standard deviation of normal entries is then within 2 %
-_CHUNK = 64  # rows that wait for their reduction, which bounds the memory
-_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-_FLOATS |= {torch.complex64, torch.complex128}
 
 
 class Moments(NamedTuple):
@@ -40,37 +38,21 @@ class Moments(NamedTuple):
 
 
 class Written(NamedTuple):
-    """Where the ledger will find the statistics of one tensor: how many entries, which slot."""
+    """Where the ledger will find the statistics of one tensor.
+
+    Attributes:
+        numel: how many entries it has.
+        slot: of its moments.
+        total: slot of a sum that tells whether the whole is finite.
+    """
 
     numel: int
     slot: int
-
-
-def has_values(tensor: Any) -> bool:
-    """Whether it is a dense tensor of floats on a real device."""
-    if not isinstance(tensor, Tensor) or tensor.dtype not in _FLOATS or tensor.is_meta:
-        return False
-    return tensor.layout == torch.strided and not tensor.is_nested
-
-
-def real(tensor: Tensor) -> Tensor:
-    """A complex tensor as twice as many real numbers."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def flattened(tensor: Tensor) -> Tensor | None:
-    """A view of dimension one, in memory order; None when that would need a copy."""
-    if tensor.dtype.is_complex:
-        tensor = real(tensor)
-    if tensor.is_contiguous():
-        return tensor.view(-1)
-    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)  # as for channels last
-    tensor = tensor.permute(order)
-    return tensor.view(-1) if tensor.is_contiguous() else None
+    total: int = -1
 
 
 class Ledger:
-    """Keeps statistics of tensors as device scalars until `read` fetches them in one transfer.
+    """Keeps statistics of tensors on their device until `read` fetches them in one transfer.
 
     Args:
         mode: "sampled", "hybrid" or "exact".
@@ -79,15 +61,27 @@ class Ledger:
     def __init__(self, mode: str) -> None:
         self.mode = mode
         self.last: Tensor | None = None  # the sample that was taken last
+        self.drained = 0  # how often rows were given back, whose samples are then gone
         self._positions: dict[Hashable, Any] = {}
+        self._rows: dict[Hashable, Rows] = {}
+        self._needed: dict[Hashable, int] = {}
         self.clear()
 
     def clear(self) -> None:
+        """Forget the step, and the rows that the next one is not likely to need."""
         self.last = None
-        self._groups: dict[Hashable, tuple[Callable[..., Tensor], list[int], list[Any]]] = {}
+        self.drained += 1
+        self._needed |= {key: rows.used for key, rows in self._rows.items()}
+        self._rows = {key: rows for key, rows in self._rows.items() if rows.reset()}
         self._reduced: list[tuple[list[int], Tensor]] = []
         self._slots = 0
         self._results: dict[int, tuple[float, ...]] = {}
+
+    def release(self) -> None:
+        """Forget everything."""
+        self._rows, self._needed = {}, {}
+        self._positions = {}
+        self.clear()
 
     def moments(self, tensor: Tensor, sampled: bool = False) -> Written:
         """Mean, std, rms and how many entries are not finite.
@@ -103,31 +97,18 @@ class Ledger:
         if self.mode == "exact":
             whole = double(real(tensor).reshape(-1) if flat is None else flat)
             return Written(numel, self._done(reduce_moments(whole[None])))
-        if sampled or self.mode == "sampled" or numel <= SAMPLE:
-            return Written(numel, self._add("moments", reduce_moments, self.sample(tensor, flat)))
-        # The sum is the cheapest pass that meets every nan and infinity; isfinite and aminmax take
-        # 3 to 20 times as long on a CPU. It also brings the tensor into the cache.
         whole = real(tensor) if flat is None else flat
-        total = whole.sum() if whole.dtype == torch.float32 else whole.sum(dtype=wide(whole.dtype))
-        row = self.last = self.sample(tensor, flat)
-        return Written(numel, self._add("sum", reduce_moments, row, total))
-
-    def square(self, tensor: Tensor) -> int:
-        """Sum of squares over the whole tensor, in float32 at least."""
-        flat = flattened(tensor)
-        if flat is not None and flat.dtype in (torch.float32, torch.float64):
-            return self._add("scalar", reduce_scalar, torch.dot(flat, flat))
-        whole = real(tensor) if flat is None else flat
-        norm = torch.linalg.vector_norm(whole, dtype=wide(whole.dtype))
-        return self._add("scalar", reduce_scalar, norm.square())
-
-    def row(self, numel: int, sample: Tensor) -> Written:
-        """Moments of a tensor of which a sample was taken."""
-        if not numel:
-            return Written(0, -1)
-        if self.mode == "exact":
-            return Written(numel, self._done(reduce_moments(sample[None])))
-        return Written(numel, self._add("moments", reduce_moments, sample))
+        total = -1
+        if numel > SAMPLE and self.mode == "hybrid" and not sampled:
+            # The sum is the cheapest pass that meets every nan and infinity; isfinite and aminmax
+            # take 3 to 20 times as long on a CPU. It also brings the tensor into the cache.
+            dtype = wide(whole.dtype)
+            total, (place,) = self.rows("scalar", reduce_scalar, dtype, whole.device, ())
+            torch.sum(whole, tuple(range(whole.dim())), dtype=dtype, out=place)
+        size = min(SAMPLE, whole.numel())
+        slot, (row,) = self.rows("moments", reduce_moments, whole.dtype, whole.device, (size,))
+        self.last = self.sample(tensor, flat, row)
+        return Written(numel, slot, total)
 
     def activation(
         self, z: Tensor, row: Tensor, function: Elementwise, intervals: Intervals, dimension: int
@@ -141,13 +122,19 @@ class Ledger:
             intervals: where it is flat.
             dimension: of the units.
         """
+        reduce: Callable[..., Tensor] = partial(reduce_activation, function, intervals)
+        kind: Hashable = ("activation", function, intervals)
+        slot, (place,) = self.rows(kind, reduce, z.dtype, z.device, row.shape)
+        place.copy_(row)
         others = [d for d in range(z.dim()) if d != dimension]
-        rows = [row, z.amax(others)]
-        if not intervals or any(start > -math.inf for start, _ in intervals):
-            rows.append(z.amin(others))
-        kind = ("activation", function, intervals, rows[1].numel(), len(rows))
-        reduce = partial(reduce_activation, function, intervals)
-        return Written(z.numel(), self._add(kind, reduce, *rows))
+        both = not intervals or any(start > -math.inf for start, _ in intervals)
+        shapes = [(z.shape[dimension],)] * (1 + both)
+        reduce = partial(reduce_ends, function, intervals)
+        ends, places = self.rows(("ends", function, intervals), reduce, z.dtype, z.device, *shapes)
+        torch.amax(z, others, out=places[0])
+        if both:
+            torch.amin(z, others, out=places[1])
+        return Written(z.numel(), slot, ends)
 
     def saturation(self, z: Tensor, intervals: Intervals) -> int:
         """Share of entries within the intervals."""
@@ -157,30 +144,29 @@ class Ledger:
             whole = double(z.reshape(-1))
             return self._done(within(whole, whole, intervals).double().mean().view(1, 1))
         row = self.sample(z)
-        return self._add(("saturation", intervals), partial(reduce_units, intervals), row)
+        reduce = partial(reduce_units, intervals)
+        slot, (place,) = self.rows(("units", intervals), reduce, z.dtype, z.device, row.shape)
+        place.copy_(row)
+        return slot
 
     def dead(self, z: Tensor, intervals: Intervals, dimension: int) -> int:
         """Share of units, along the dimension, that lie within one interval for the whole batch."""
         if not z.numel() or self.mode == "sampled":
             return -1
         others = [d for d in range(z.dim()) if d != dimension]
-        high = z.amax(others) if others else z.clone().view(-1)
-        low = high
+        high = z.amax(others) if others else z.view(-1)
+        ends = [high]
         if others and any(start > -math.inf for start, _ in intervals):
-            low = z.amin(others)
-        rows = (high,) if low is high else (low, high)
-        return self._add(("dead", intervals, len(rows)), partial(reduce_units, intervals), *rows)
+            ends.insert(0, z.amin(others))
+        reduce, shapes = partial(reduce_units, intervals), [high.shape] * len(ends)
+        slot, places = self.rows(("units", intervals), reduce, z.dtype, z.device, *shapes)
+        for place, end in zip(places, ends, strict=True):
+            place.copy_(end)
+        return slot
 
-    def update(self, before: Tensor, after: Tensor) -> int:
-        """Sums of squares of the change and of the weight before."""
-        if self.mode == "exact":
-            return self._done(reduce_update(before[None], after[None]))
-        return self._add("update", reduce_update, before, after)
-
-    def scalar(self, value: Tensor) -> int:
-        return self._add("scalar", reduce_scalar, value)
-
-    def sample(self, tensor: Tensor, flat: Tensor | None = None) -> Tensor:
+    def sample(
+        self, tensor: Tensor, flat: Tensor | None = None, out: Tensor | None = None
+    ) -> Tensor:
         """A copy of at most 1,024 entries, spread over the tensor."""
         if flat is None:
             flat = flattened(tensor)
@@ -190,28 +176,71 @@ class Ledger:
             if key not in self._positions:
                 spread = positions(tensor.numel(), tensor.device)
                 self._positions[key] = torch.unravel_index(spread, tensor.shape)
-            return tensor[self._positions[key]]
+            entries = tensor[self._positions[key]]
+            return entries if out is None else out.copy_(entries)
         numel = flat.numel()
         if numel <= SAMPLE:
-            return flat.clone()
+            return flat.clone() if out is None else out.copy_(flat)
         key = (numel, flat.device)
         places = self._positions.get(key)
         if places is None:
             places = self._positions[key] = positions(*key)
-        return flat.index_select(0, places)
+        return torch.index_select(flat, 0, places, out=out)
+
+    def rows(
+        self,
+        kind: Hashable,
+        reduce: Callable[..., Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+        *shapes: tuple[int, ...],
+        held: bool = False,
+    ) -> tuple[int, tuple[Tensor, ...]]:
+        """A new slot, and what is to be written for it.
+
+        Args:
+            kind: all that `reduce` depends on.
+            reduce: as for `Rows`.
+            dtype: of what is written.
+            device: where.
+            shapes: of one row, in each of its columns.
+            held: whether it may be written until the end of the step.
+        """
+        key = (kind, dtype, device, shapes)
+        rows = self._rows.get(key)
+        if rows is None:
+            needed = self._needed.get(key) or FIRST
+            rows = self._rows[key] = Rows(reduce, shapes, dtype, device, needed, held)
+        slot, self._slots = self._slots, self._slots + 1
+        row = rows.take(slot)
+        if row is None:
+            self._reduced += rows.drain()
+            self.drained += 1
+            row = rows.take(slot)
+        return slot, row  # type: ignore[return-value]
+
+    def write(self, values: Tensor) -> list[int]:
+        """Slots for numbers that are reduced already, [rows, numbers]."""
+        slots = list(range(self._slots, self._slots + len(values)))
+        self._slots += len(values)
+        self._reduced.append((slots, values))
+        return slots
 
     def read(self) -> None:
         """Fetch everything that was written, in one transfer."""
-        for key in list(self._groups):
-            self._drain(key)
+        for rows in self._rows.values():
+            self._reduced += rows.drain()
         if not self._reduced:
             return
         device = self._reduced[0][1].device
         parts = [values.reshape(-1).double().to(device) for _, values in self._reduced]
-        numbers = iter(fetch(torch.cat(parts)))
+        numbers = fetch(torch.cat(parts))
+        start = 0
         for slots, values in self._reduced:
+            width = values.shape[1]
             for slot in slots:
-                self._results[slot] = tuple(next(numbers) for _ in range(values.shape[1]))
+                self._results[slot] = tuple(numbers[start : start + width])
+                start += width
         self._reduced = []
 
     def value(self, slot: int) -> float | None:
@@ -223,48 +252,16 @@ class Ledger:
     def read_moments(self, written: Written) -> Moments:
         if written.slot < 0:  # an empty tensor
             return Moments(math.nan, math.nan, math.nan, 0)
-        mean, std, rms, share, *total = self._results[written.slot]
+        mean, std, rms, share = self._results[written.slot][:4]
         count = round(share * written.numel)
-        if total and not count:
-            count = 0 if finite(total[0], rms) else 1
+        if written.total >= 0 and not count:
+            count = 0 if finite(self._results[written.total][0], rms) else 1
         if count:
             return Moments(math.nan, math.nan, math.nan, count)
         return Moments(mean, std, rms, 0)
 
-    def _add(self, kind: Hashable, reduce: Callable[..., Tensor], *rows: Tensor) -> int:
-        slot, self._slots = self._slots, self._slots + 1
-        key = (kind, rows[0].numel(), rows[0].dtype, rows[0].device)
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = (reduce, [], [])
-        group[1].append(slot)
-        group[2].append(rows)
-        if len(group[1]) == _CHUNK:
-            self._drain(key)
-        return slot
-
     def _done(self, values: Tensor) -> int:
-        slot, self._slots = self._slots, self._slots + 1
-        self._reduced.append(([slot], values))
-        return slot
-
-    def _drain(self, key: Hashable) -> None:
-        reduce, slots, waiting = self._groups.pop(key)
-        columns = [torch.stack(rows) for rows in zip(*waiting, strict=True)]
-        columns = [column.to(wide(column.dtype)) for column in columns]
-        self._reduced.append((slots, reduce(*columns)))
-
-
-def positions(numel: int, device: torch.device) -> Tensor:
-    """1,024 places below numel at a stride of the golden ratio, in ascending order.
-
-    A stride that shares no factor with numel meets every row, column and channel alike.
-    """
-    stride = int(0.6180339887498949 * numel)
-    while math.gcd(stride, numel) > 1:
-        stride += 1
-    places = torch.arange(min(SAMPLE, numel), dtype=torch.int64, device="cpu") * stride % numel
-    return places.sort().values.to(device)
+        return self.write(values)[0]
 
 
 def fetch(values: Tensor) -> list[float]:

@@ -9,11 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from stabilitykit._ledger import Ledger, Written, fetch, has_values
+from stabilitykit._ledger import Ledger, Written, fetch
 from stabilitykit._records import ParameterRecord
+from stabilitykit._reductions import double, reduce_update, wide
+from stabilitykit._samples import SAMPLE, flattened, has_values, real
 
 _PLAIN = (Tensor, nn.Parameter)
-_LEAST = 1e-30  # convention: below it, the squares in float32 are inexact
+# Convention: an rms between which the squares of entries are in float32's range, and normal, since
+# a norm of squares below 1e-38 takes a hundred times as long.
+_SMALL, _LARGE = 1e-15, 1e15
 
 
 @dataclass
@@ -22,11 +26,13 @@ class _Seen:
     parameter: Tensor
     weight: Tensor  # this process's part of it
     groups: tuple[Any, ...]  # the process groups over which a sharded parameter is spread
-    written: Written
+    slot: int  # of what `reduce_update` gives
     before: Tensor
+    after: Tensor | None
     gradient: Tensor | None = None
-    square: int = -1
-    update: int = -1
+    norm: int = -1  # slot of the gradient's norm, or of its moments
+    double: bool = False  # whether its squares were summed in float64
+    updated: bool = False
 
 
 class ParameterMeter:
@@ -41,6 +47,7 @@ class ParameterMeter:
         self.model = model
         self.ledger = ledger
         self.seen: list[_Seen] = []
+        self._rms: dict[str, float] = {}  # of the gradients, in the step before
 
     def clear(self) -> None:
         self.seen = []
@@ -49,17 +56,27 @@ class ParameterMeter:
     def before(self) -> None:
         """Write down weights and gradients, and keep a copy of the (sampled) weights."""
         self.clear()
-        exact = self.ledger.mode == "exact"
         for name, parameter in self.model.named_parameters():
             if isinstance(parameter, nn.UninitializedParameter) or not has_values(parameter):
                 continue
             weight, groups = local(parameter)
-            # A pass over all weights would cost as much as the optimiser's: their sample has to do.
-            copy = weight.double().flatten() if exact else self.ledger.sample(weight)
-            written = self.ledger.row(weight.numel(), copy)
-            seen = _Seen(name, parameter, weight, groups, written, copy)
-            self._gradient(seen)
-            self.seen.append(seen)
+            self.seen.append(_Seen(name, parameter, weight, groups, *self._weight(weight)))
+        self._gradients()
+
+    def _weight(self, weight: Tensor) -> tuple[int, Tensor, Tensor | None]:
+        """Its slot, its (sampled) values, and where to write them after the step."""
+        if self.ledger.mode == "exact":
+            before = double(weight.reshape(-1))
+            return self.ledger.write(reduce_update(before[None], before[None]))[0], before, None
+        # A pass over all weights would cost as much as the optimiser's: their sample has to do.
+        flat = flattened(weight)
+        whole = real(weight) if flat is None else flat
+        shape = (min(SAMPLE, whole.numel()),)
+        slot, (before, after) = self.ledger.rows(
+            "update", reduce_update, whole.dtype, whole.device, shape, shape, held=True
+        )
+        self.ledger.sample(weight, flat, before)
+        return slot, before, after
 
     @torch.no_grad()
     def after(self, gradients: bool) -> None:
@@ -68,46 +85,78 @@ class ParameterMeter:
         Args:
             gradients: whether to look at these again, since the step itself computed them.
         """
-        exact = self.ledger.mode == "exact"
+        if gradients:
+            self._gradients()
         for seen in self.seen:
-            if gradients:
-                self._gradient(seen)
-            if seen.gradient is not None and seen.before.numel():
-                weight = seen.weight
-                now = weight.double().flatten() if exact else self.ledger.sample(weight)
-                seen.update = self.ledger.update(seen.before, now)
+            if seen.gradient is None:
+                continue
+            seen.updated = True
+            if seen.after is not None:
+                self.ledger.sample(seen.weight, None, seen.after)
+            else:
+                after = double(seen.weight.reshape(-1))
+                values = reduce_update(seen.before[None], after[None])
+                (seen.slot,) = self.ledger.write(values)
 
-    def _gradient(self, seen: _Seen) -> None:
-        gradient = seen.parameter.grad
-        if gradient is None:
-            return
-        gradient, _ = local(gradient)
-        if gradient.is_sparse:  # entries at the same place are summed
-            gradient = gradient.coalesce().values()
-        seen.gradient = gradient
-        if self.ledger.mode == "sampled":
-            seen.square = self.ledger.moments(gradient).slot
-        elif self.ledger.mode == "hybrid":
-            seen.square = self.ledger.square(gradient)
+    def _gradients(self) -> None:
+        together: dict[Any, list[_Seen]] = {}
+        for seen in self.seen:
+            gradient = seen.parameter.grad
+            if gradient is None:
+                continue
+            gradient, _ = local(gradient)
+            if gradient.is_sparse:  # entries at the same place are summed
+                gradient = gradient.coalesce().values()
+            seen.gradient = gradient
+            if self.ledger.mode == "sampled":
+                seen.norm = self.ledger.moments(gradient).slot
+            elif self.ledger.mode == "hybrid" and gradient.numel():
+                known = _SMALL < self._rms.get(seen.name, 0.0) < _LARGE
+                seen.double = not known and gradient.device.type != "mps"
+                key = gradient.dtype, gradient.device, seen.double
+                together.setdefault(key, []).append(seen)
+        for (dtype, _, precise), group in together.items():
+            gradients = [real(seen.gradient) for seen in group if seen.gradient is not None]
+            if dtype == torch.float32 and not precise:
+                norms = list(torch._foreach_norm(gradients))  # as in clip_grad_norm_
+            else:
+                wider = torch.float64 if precise else wide(gradients[0].dtype)
+                norms = [torch.linalg.vector_norm(g, dtype=wider) for g in gradients]
+            slots = self.ledger.write(torch.stack(norms)[:, None])
+            for seen, slot in zip(group, slots, strict=True):
+                seen.norm = slot
 
-    def _read_gradient(self, seen: _Seen) -> tuple[float, int]:
-        """Sum of squares, and how many entries are not finite."""
-        gradient = seen.gradient
-        if gradient is None or not gradient.numel():
-            return 0.0, 0
-        if self.ledger.mode == "sampled":
-            moments = self.ledger.read_moments(Written(gradient.numel(), seen.square))
-            return moments.rms**2 * gradient.numel(), moments.nonfinite
-        if self.ledger.mode == "hybrid":
-            square = self.ledger.values(seen.square)[0]
-            if _LEAST < square < math.inf:
-                return square, 0
-        # Out of float32's range, or not finite: worth a second look.
-        whole = gradient.detach().flatten()
-        norm = torch.linalg.vector_norm(whole, dtype=torch.promote_types(whole.dtype, torch.double))
-        bad = whole.isfinite().logical_not().sum()
-        square, count = fetch(torch.stack([norm.square().double(), bad.double()]))
-        return square, round(count)
+    def _read_gradients(self) -> list[tuple[float, int]]:
+        """Of each: the sum of squares, and how many entries are not finite."""
+        found: list[tuple[float, int]] = []
+        doubtful: dict[int, Tensor] = {}
+        for index, seen in enumerate(self.seen):
+            gradient = seen.gradient
+            if gradient is None or not gradient.numel():
+                found.append((0.0, 0))
+                continue
+            if self.ledger.mode == "sampled":
+                moments = self.ledger.read_moments(Written(gradient.numel(), seen.norm))
+                found.append((moments.rms**2 * gradient.numel(), moments.nonfinite))
+                continue
+            if self.ledger.mode == "hybrid":
+                (norm,) = self.ledger.values(seen.norm)
+                self._rms[seen.name] = norm / math.sqrt(gradient.numel())
+                if norm < math.inf and (seen.double or self._rms[seen.name] > _SMALL):
+                    found.append((norm * norm, 0))
+                    continue
+            # Out of float32's range since the step before, or not finite: worth a second look.
+            whole = gradient.detach().flatten()
+            wider = torch.promote_types(whole.dtype, torch.double)
+            square = torch.linalg.vector_norm(whole, dtype=wider).square().double()
+            doubtful[index] = torch.stack([square, whole.isfinite().logical_not().sum().double()])
+            found.append((0.0, 0))
+        if doubtful:
+            device = next(iter(doubtful.values())).device
+            numbers = fetch(torch.cat([pair.to(device) for pair in doubtful.values()]))
+            for index, total, bad in zip(doubtful, numbers[::2], numbers[1::2], strict=True):
+                found[index] = total, round(bad)
+        return found
 
     @torch.no_grad()
     def read(self, step: int, collective: bool = True) -> list[ParameterRecord]:
@@ -118,14 +167,14 @@ class ParameterMeter:
             collective: whether the other processes read, too; else sharded parameters are left out.
         """
         rows: list[list[float]] = []
-        for seen in self.seen:
-            moments = self.ledger.read_moments(seen.written)
-            square, bad = self._read_gradient(seen)
-            moved, start = self.ledger.values(seen.update) if seen.update >= 0 else (0.0, 0.0)
+        for seen, (square, bad) in zip(self.seen, self._read_gradients(), strict=True):
+            moved, start, share = self.ledger.values(seen.slot)
             numel = seen.weight.numel()
+            wrong = round(share * numel) if numel else 0
             scale = numel / max(1, seen.before.numel())  # a sample of a shard stands for all of it
-            weight = moments.rms**2 * numel if numel else 0.0
-            rows.append([weight, moments.nonfinite, square, bad, scale * moved, scale * start])
+            weight = math.nan if wrong else scale * start
+            moved = scale * moved if seen.updated else 0.0
+            rows.append([weight, wrong, square, bad, moved, scale * start])
         kept = list(zip(self.seen, rows, strict=True))
         if any(seen.groups for seen in self.seen):
             kept = _summed(kept) if collective else [k for k in kept if not k[0].groups]
@@ -140,7 +189,7 @@ def _record(step: int, seen: _Seen, row: list[float]) -> ParameterRecord:
         seen.name,
         math.sqrt(gradient) if known else None,
         math.sqrt(weight),
-        math.sqrt(moved / start) if seen.update >= 0 and start > 0 else None,
+        math.sqrt(moved / start) if seen.updated and start > 0 else None,
         round(bad),
         round(gradient_bad) if known else None,
     )

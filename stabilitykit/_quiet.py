@@ -12,8 +12,8 @@ from torch._C import _functorch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn import Parameter
 
-from stabilitykit._ledger import has_values
 from stabilitykit._parameters import local
+from stabilitykit._samples import has_values
 
 
 def in_backward() -> bool:

@@ -10,10 +10,11 @@ from torch import nn
 
 from stabilitykit._calls import Call
 from stabilitykit._hooks import Hooks
-from stabilitykit._ledger import SAMPLE, Ledger
+from stabilitykit._ledger import Ledger
 from stabilitykit._parameters import ParameterMeter
 from stabilitykit._quiet import in_backward
 from stabilitykit._records import NonFinite, ParameterRecord, Record, scalars
+from stabilitykit._samples import SAMPLE
 
 
 class Recorder:
@@ -69,6 +70,7 @@ class Recorder:
         self._handles.clear()
         self.hooks.detach()
         self._clear()
+        self.ledger.release()
 
     def finish(self, failed: bool) -> None:
         """Read what the last step left, then remove everything."""
@@ -149,7 +151,8 @@ class Recorder:
     @torch.no_grad()
     def _write_scale(self) -> None:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        self._scale = self.ledger.scalar(self.scaler.scale(torch.ones((), device=device)))
+        scale = self.scaler.scale(torch.ones((1, 1), device=device))
+        (self._scale,) = self.ledger.write(scale)
 
     # What is read.
 
@@ -194,7 +197,8 @@ class Recorder:
             bad = None
         saturated, dead = ledger.value(call.flatness.saturated), ledger.value(call.flatness.dead)
         if call.flatness.whole is not None:
-            saturated, dead = ledger.values(call.flatness.whole.slot)[-2:]
+            saturated = ledger.values(call.flatness.whole.slot)[-1]
+            dead = ledger.values(call.flatness.whole.total)[-1]
         return Record(
             number,
             call.layer,

@@ -30,40 +30,48 @@ def finite(total: float, rms: float) -> bool:
     return math.isfinite(total) or (math.isinf(total) and rms > 1e15)
 
 
-def reduce_moments(rows: Tensor, total: Tensor | None = None) -> Tensor:
-    """Mean, std, rms and the share that is not finite, of each row; and the total as it is.
+def reduce_moments(rows: Tensor) -> Tensor:
+    """Mean, std, rms and the share that is not finite, of each row.
 
     Rows are scaled to 1, for squares overflow, and centred, for mean square − mean² cancels.
     """
     share = rows.sub(rows).ne_(0).mean(1, keepdim=True)  # nan − nan and inf − inf are nan
-    scale = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)
+    scale = rows.abs().amax(1, keepdim=True)  # a tenth of the time of vector_norm(rows, inf)
     scale = torch.where(scale > 0, scale, 1)
     unit = rows / scale
     mean = unit.mean(1, keepdim=True)
     std = torch.linalg.vector_norm(unit.sub_(mean), dim=1, keepdim=True) / rows.shape[1] ** 0.5
     rms = torch.hypot(mean, std)
-    columns = [mean * scale, std * scale, rms * scale, share]
-    return torch.cat(columns if total is None else [*columns, total[:, None]], dim=1)
+    return torch.cat([mean * scale, std * scale, rms * scale, share], dim=1)
 
 
-def reduce_activation(
-    function: Elementwise,
-    intervals: Intervals,
-    rows: Tensor,
-    high: Tensor,
-    low: Tensor | None = None,
-) -> Tensor:
-    """Moments of f(z), what tells whether it is finite, the flat share, and the dead share."""
-    low = high if low is None else low
+def reduce_activation(function: Elementwise, intervals: Intervals, rows: Tensor) -> Tensor:
+    """Moments of f(z), and the share of z where it is flat."""
     flat = reduce_units(intervals, rows)
-    dead = reduce_units(intervals, low, high)
+    return torch.cat([reduce_moments(function(rows)), flat], dim=1)
+
+
+def reduce_ends(
+    function: Elementwise, intervals: Intervals, high: Tensor, low: Tensor | None = None
+) -> Tensor:
+    """What tells whether f(z) is finite, and the share of units that are flat in whole.
+
+    Args:
+        function: f, elementwise.
+        intervals: where it is flat.
+        high: the largest z of each unit.
+        low: the smallest one, where it matters.
+    """
+    dead = reduce_units(intervals, high if low is None else low, high)
     # f(z) is finite where z is, but for the ends of its range.
-    ends = (function(high.clone()) * 0 + function(low.clone()) * 0).sum(1)
-    return torch.cat([reduce_moments(function(rows), ends), flat, dead], dim=1)
+    ends = function(high.clone()) * 0
+    if low is not None:
+        ends += function(low.clone()) * 0
+    return torch.cat([ends.sum(1, keepdim=True), dead], dim=1)
 
 
 def reduce_scalar(values: Tensor) -> Tensor:
-    return values[:, None]
+    return values[:, None].clone()  # the buffer is written again
 
 
 def reduce_units(intervals: Intervals, low: Tensor, high: Tensor | None = None) -> Tensor:
@@ -72,5 +80,8 @@ def reduce_units(intervals: Intervals, low: Tensor, high: Tensor | None = None) 
 
 
 def reduce_update(before: Tensor, after: Tensor) -> Tensor:
+    """Sums of squares of the change and of what was before, and the share of it not finite."""
+    before, after = double(before), double(after)  # float32 would overflow
+    share = before.sub(before).ne_(0).mean(1)
     squares = [(after - before).square().sum(1), before.square().sum(1)]
-    return torch.stack(squares, dim=1)
+    return torch.stack([*squares, share], dim=1)

@@ -428,6 +428,52 @@ def test_gradients_whose_squares_leave_float32(size):
     assert probe.parameters[0].grad_nonfinite == 0
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-25, 1e-21, 1e25])
+def test_one_synchronisation_also_for_gradients_beyond_float32(size, monkeypatch):
+    """From the second step on: the first one finds where the squares have to be in float64."""
+    fetched, original = [], _ledger.fetch
+    for module in (_ledger, _parameters):
+        monkeypatch.setattr(module, "fetch", lambda v: fetched.append(v.numel()) or original(v))
+    model, x = mlp(), torch.randn(32, 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with sk.Probe(model, optimizer) as probe:
+        for factor in (1.0, size, size, size):
+            optimizer.zero_grad()
+            (factor * model(x)).sum().backward()
+            fetched.clear()
+            optimizer.step()
+            waits = len(fetched)
+    assert waits == 1
+    expected = [p.grad.double().norm().item() for p in model.parameters()]
+    found = [p.grad_norm for p in probe.parameters if p.step == 3]
+    assert found == pytest.approx(expected, rel=1e-5, abs=0)
+    assert all(p.grad_nonfinite == 0 for p in probe.parameters)
+
+
+def test_buffers_are_kept_between_steps_and_not_after_the_end():
+    model, x = mlp(depth=40), torch.randn(32, 64)  # more rows than are reduced at once
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sk.Probe(model, optimizer) as probe:
+        places = []
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(x).sum().backward()
+            optimizer.step()
+            ledger = probe._recorder.ledger
+            places.append({c.data_ptr() for r in ledger._rows.values() for c in r._columns})
+    assert places[1] == places[2] == places[3] != set()
+    assert not ledger._rows
+    first, last = ([r for r in probe.records if r.step == step] for step in (0, 3))
+    assert len(first) == len(last) == 80
+    with sk.Probe(model, mode="exact") as exact:
+        model(x).sum().backward()
+    with sk.Probe(model) as fresh:
+        model(x).sum().backward()
+    for a, b in zip(exact.records, fresh.records, strict=True):
+        assert b.rms == pytest.approx(a.rms, rel=0.2)
+        assert b.dead == a.dead
+
+
 def test_a_small_spread_around_a_large_mean_does_not_cancel():
     x = 1e4 + torch.randn(512, 512)
     for mode in ("sampled", "hybrid", "exact"):

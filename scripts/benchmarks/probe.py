@@ -42,6 +42,8 @@ Step = Callable[[], None]
 
 def mlp() -> tuple[nn.Module, Tensor]:
     layers = [part for _ in range(20) for part in (nn.Linear(512, 512), nn.ReLU())]
+    for layer in layers[::2]:  # by torch's default its signal dies out
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return nn.Sequential(*layers), torch.randn(128, 512)
 
 
@@ -74,11 +76,13 @@ class Training:
         torch.manual_seed(0)
         model, x = build()
         self.model, self.x = model.to(device), x.to(device)
+        with torch.no_grad():  # a loss that training does not bring to 0, nor gradients with it
+            self.y = torch.randn_like(self.model(self.x))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
 
     def step(self) -> None:
         self.optimizer.zero_grad()
-        self.model(self.x).square().mean().backward()
+        (self.model(self.x) - self.y).square().mean().backward()
         self.optimizer.step()
 
 

@@ -1,0 +1,48 @@
+"""Which entries of a tensor stand for all of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SAMPLE = 1024  # convention: the standard deviation of normal entries is then within 2 %
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_FLOATS |= {torch.complex64, torch.complex128}
+
+
+def has_values(tensor: Any) -> bool:
+    """Whether it is a dense tensor of floats on a real device."""
+    if not isinstance(tensor, Tensor) or tensor.dtype not in _FLOATS or tensor.is_meta:
+        return False
+    return tensor.layout == torch.strided and not tensor.is_nested
+
+
+def real(tensor: Tensor) -> Tensor:
+    """A complex tensor as twice as many real numbers."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def flattened(tensor: Tensor) -> Tensor | None:
+    """A view of dimension one, in memory order; None when that would need a copy."""
+    if tensor.dtype.is_complex:
+        tensor = real(tensor)
+    if tensor.is_contiguous():
+        return tensor.view(-1)
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)  # as for channels last
+    tensor = tensor.permute(order)
+    return tensor.view(-1) if tensor.is_contiguous() else None
+
+
+def positions(numel: int, device: torch.device) -> Tensor:
+    """1,024 places below numel at a stride of the golden ratio, in ascending order.
+
+    A stride that shares no factor with numel meets every row, column and channel alike.
+    """
+    stride = int(0.6180339887498949 * numel)
+    while math.gcd(stride, numel) > 1:
+        stride += 1
+    places = torch.arange(min(SAMPLE, numel), dtype=torch.int64, device="cpu") * stride % numel
+    return places.sort().values.to(device)
