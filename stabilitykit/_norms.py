@@ -88,13 +88,36 @@ def _layer_norm(
     return normalise(tape, state, out, dims, x.shape, inverse, centre, weight, bias, min(lost, 1.0))
 
 
+def _placed(field: Field, like: Tensor) -> Field:
+    """The field with the shares of its mean by position, [N, C, positions…], that `like` has."""
+    ours, theirs = (part.mean((0, 1), keepdim=True) for part in (field, like))
+    whole = theirs.mean()
+    if field.dim() < 3 or not whole > 0 or not whole.isfinite():
+        return field
+    within = torch.where(ours > 0, field / ours, torch.ones_like(field))
+    return within * (theirs / whole * field.mean())
+
+
 def _grouped(
     tape: Tape, state: State, x: Tensor, out: Tensor, shape: Any, dims: list[int],
     weight: Tensor | None, bias: Tensor | None, eps: float,
 ) -> State:  # fmt: skip
     """Norms over positions: how far entries of a group agree is read from the pass.
 
-    1/σ² is E[1/σ²]·E[x²] as measured, a number without scale, over the predicted E[x²].
+    1/σ² is E[1/σ²]·E[x²] as measured, a number without scale, over the predicted E[x²]. With y =
+    (x − mean)/σ, n entries a group, and ⟨·⟩ the mean over a group,
+
+        ∂x = (∂y − ⟨∂y⟩ − y⟨y ∂y⟩)/σ
+
+    loses a share 2/n of independent ∂y. Behind a global average over P positions ∂y is the same at
+    all of a sample: ⟨∂y⟩ takes 1/N, and of the rest y⟨y ∂y⟩ takes ⟨y⟩² by sample, 1/(N·P − 1) if
+    the entries of y are exchangeable. How much is kept is read from the measured gradients, so a
+    batch of any size is predicted.
+
+    What is lost also differs by position: zero padding makes x small at the border, and where
+    samples agree it is just there that x is farthest from its channel's mean. The next convolution
+    reads the border less often, so the shares by position are read from the pass, both ways, as
+    averages over samples and channels.
     """
     value = x.detach().double().reshape(shape)
     variance = value.var(dims, correction=0, keepdim=True)
@@ -116,6 +139,8 @@ def _grouped(
     w = None if w is None else w.view(view)
     b = None if b is None else b.view(view)
     plain = (state.square.reshape(shape) * centred).reshape(x.shape)
+    centre = value.mean(dims, keepdim=True)
+    plain = _placed(plain, ((value - centre).square() / (variance + eps)).reshape(x.shape))
     law = _law.gaussian() if state.law.gaussian else state.law
     inner = State(plain, _law.Law(law.values - law.mean, law.gaussian))
     result_square, law = _affine(inner, w, b, out)
@@ -133,7 +158,9 @@ def _grouped(
             whole = after if w is None else after * w.square()
             whole = (whole.reshape(shape) / (variance + eps)).mean()
             kept = float(before.mean() / whole) if whole > 0 else 0.0
-        state.receive((gradient * kept).reshape(x.shape), result.weights)
+        gradient = (gradient * kept).reshape(x.shape)
+        gradient = gradient if before is None else _placed(gradient, before)
+        state.receive(gradient, result.weights)
 
     tape.step(back)
     return result

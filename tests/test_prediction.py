@@ -266,6 +266,49 @@ def test_zero_padding_is_counted_exactly():
     assert found == pytest.approx(expected.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("samples", [2, 4, 8, 32])
+def test_what_a_batch_norm_takes_of_a_gradient_that_is_the_same_at_all_positions(samples):
+    """(1 − 1/N)(1 − 1/(N·P − 1)) is left, with entries that are exchangeable within a group."""
+    positions, draws, width, outputs = 9, 20, 256, 2048
+    shares = []
+    for seed in range(draws):
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.Conv2d(64, width, 1, bias=False), nn.BatchNorm2d(width),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, outputs),
+        )  # fmt: skip
+        x = torch.randn(samples, 64, 3, 3)
+        found = rows(model, x)
+        passed = found["0", "conv2d", 0].backward / found["1", "batchnorm2d", 0].backward
+        variance = model[0](x).detach().double().var((0, 2, 3), correction=0)
+        shares.append(passed / (1 / (variance + 1e-5)).mean())
+    shares = torch.stack(shares)
+    left = (1 - 1 / samples) * (1 - 1 / (samples * positions - 1))
+    # the signs at the output are drawn once; by them the samples agree by about outputs^-1/2
+    error = (shares.var() / draws + 2 / (samples**2 * outputs)) ** 0.5
+    assert error < 0.04 * left
+    assert abs(shares.mean() - left) < 3 * error
+
+
+@pytest.mark.parametrize("samples", [2, 8, 32])
+def test_after_a_batch_norm_the_border_is_farthest_from_the_mean(samples):
+    """Of equal pictures, only what zero padding makes of the border is left after the norm."""
+    x = 1 + 0.1 * torch.randn(samples, 3, 6, 6, generator=torch.Generator().manual_seed(2))
+
+    def build(width):
+        model = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.Tanh(),
+            nn.Conv2d(width, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        )  # fmt: skip
+        return benchmark.drawn(model)
+
+    ratios = benchmark.compare(benchmark.Network(build, lambda: x), 48, 60, 60)
+    for ratio in ratios:
+        assert ratio.error < 0.05, ratio
+        assert abs(ratio.ratio - 1) < 0.05 + 2 * ratio.error, ratio
+
+
 def test_a_tied_head_is_not_taken_for_independent():
     class Tied(nn.Module):
         def __init__(self):
