@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stabilitykit import _law
-from stabilitykit._tape import Field, State, Tape, adjoint, pointwise
+from stabilitykit._tape import Field, State, Tape, adjoint, dense, pointwise
 
 Rule = Callable[..., State | list[State] | None]
 RULES: dict[str, Rule] = {}
@@ -31,7 +31,8 @@ def weighted(
     bias: Tensor | None,
 ) -> State:  # fmt: skip
     """Random weights: E[y²] = mean(w²)·Σ E[x²] + mean(b²), the sum in `spread`; and its adjoint."""
-    factor = float(weight.detach().double().square().mean()) if weight.numel() else 0.0
+    drawn = dense(weight.detach())
+    factor = float(drawn.double().square().mean()) if drawn.numel() else 0.0
     shift, constant = 0.0, 0.0
     if bias is not None and bias.numel():
         bias = bias.detach().double()

@@ -14,6 +14,11 @@ from stabilitykit._law import Law
 Field = Tensor
 
 
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor with its zeros; what is expected of a sparse one counts them."""
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
+
+
 class State:
     """What is expected of one tensor.
 
@@ -39,7 +44,7 @@ class State:
 
     @classmethod
     def measured(cls, value: Tensor, *, known: bool = False, modelled: bool = True) -> State:
-        value = value.detach()
+        value = dense(value.detach())
         return cls(value.double().square(), _law.empirical(value), known=known, modelled=modelled)
 
     @property
@@ -149,7 +154,8 @@ class Tape:
 
     def signed(self, number: int | None) -> Tensor | None:
         """The measured gradient for a number given by `watch`."""
-        return self.found[number] if number is not None else None
+        gradient = self.found[number] if number is not None else None
+        return None if gradient is None else dense(gradient)
 
     def measured(self, number: int | None) -> Field | None:
         """The measured gradient's square for a number given by `watch`."""
@@ -158,7 +164,7 @@ class Tape:
 
     def reverse(self, outputs: list[Tensor], generator: torch.Generator) -> None:
         """Go back from outputs whose gradient is random signs: mean square 1."""
-        seeds = [o for o in outputs if o.requires_grad]
+        seeds = [dense(o) for o in outputs if o.requires_grad]
         if self._edges and seeds:
             signs = [
                 torch.randint(0, 2, o.shape, generator=generator).mul(2).sub(1).to(o) for o in seeds

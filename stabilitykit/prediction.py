@@ -97,13 +97,13 @@ def predict(model: nn.Module, batch: Any) -> Prediction:
         model: in the mode that it is in. It is left bit-identical, also after an error.
         batch: (inputs, targets), of which only the inputs are used, or the inputs alone. Inputs may
             be a tensor, or a tuple or dict that is unpacked into forward; a plain tuple of two is
-            taken for (inputs, targets).
+            taken for (inputs, targets). Sparse inputs count with their zeros.
 
     Returns:
         The prediction, by layer and call in the order of the forward pass.
 
     Raises:
-        TypeError: the model is not an `nn.Module`, or the batch holds no tensor.
+        TypeError: the model is not an `nn.Module`, or the batch holds no tensor or a nested one.
         ValueError: an empty batch, parameters without values, or inputs on another device.
 
     Examples:
@@ -139,6 +139,11 @@ def _check(model: nn.Module, batch: Any, given: list[torch.Tensor]) -> None:
             "a tuple or dict of tensors"
         )
     for tensor in given:
+        if tensor.is_nested:
+            raise TypeError(
+                f"batch has a nested tensor, of {tensor.size(0)} parts; expected dense or sparse "
+                "tensors, such as nested.to_padded_tensor(0.0)"
+            )
         if not tensor.numel():
             raise ValueError(f"batch has a tensor of shape {tuple(tensor.shape)}: it is empty")
     for name, parameter in model.named_parameters():
@@ -153,7 +158,9 @@ def _check(model: nn.Module, batch: Any, given: list[torch.Tensor]) -> None:
 def _predict(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prediction:
     def fresh(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.detach().clone()  # the model may work in place
-        return tensor.requires_grad_().clone() if tensor.is_floating_point() else tensor
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            return tensor  # nor do sparse inputs get a gradient
+        return tensor.requires_grad_().clone()
 
     trace = Trace(model)
     with torch.enable_grad():

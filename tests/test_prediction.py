@@ -107,6 +107,9 @@ def test_bad_input():
         sk.predict(model, None)
     with pytest.raises(ValueError, match=r"batch has a tensor of shape \(0, 3\): it is empty"):
         sk.predict(model, torch.ones(0, 3))
+    parts = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)])
+    with pytest.raises(TypeError, match="batch has a nested tensor, of 2 parts; expected dense or"):
+        sk.predict(model, parts)
     with pytest.raises(ValueError, match=r"parameter '0\.weight' has no values yet"):
         sk.predict(nn.Sequential(nn.LazyLinear(3)), torch.ones(2, 3))
 
@@ -382,6 +385,82 @@ def test_layers_are_named_as_the_probe_names_them(name):
     ours = [(r.layer, r.kind, r.call) for r in prediction.layers]
     assert ours == [(r.layer, r.kind, r.call) for r in probe.records]
     assert all(r.forward > 0 and r.backward >= 0 for r in prediction.layers)
+
+
+SPARSE = {
+    "coo": torch.Tensor.to_sparse,
+    "csr": torch.Tensor.to_sparse_csr,
+    "csc": torch.Tensor.to_sparse_csc,
+}
+
+
+@pytest.mark.parametrize("layout", SPARSE)
+def test_sparse_inputs_are_predicted_as_dense_ones(layout):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Parameter(torch.randn(30, 50))
+            self.two, self.three = nn.Linear(50, 40), nn.Linear(40, 6)
+
+        def forward(self, x):
+            return self.three(functional.relu(self.two(functional.gelu(x @ self.one))))
+
+    torch.manual_seed(0)
+    model = Model()
+    x = torch.randn(16, 30) * (torch.rand(16, 30) < 0.2)
+    sparse = SPARSE[layout](x)
+    assert sparse.layout != torch.strided
+    assert sk.predict(model, sparse) == sk.predict(model, x)
+    assert torch.equal(sparse.to_dense(), x)
+
+
+def test_a_product_with_a_sparse_graph_is_measured_and_named():
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(8, 64), nn.Linear(64, 4)
+
+        def forward(self, x, edges):
+            x = functional.relu(torch.sparse.mm(edges, self.one(x)))
+            return self.two(x)
+
+    torch.manual_seed(0)
+    model, x = Graph(), torch.randn(20, 8)
+    edges = (torch.rand(20, 20) < 0.2).float()
+    dense, sparse = (
+        sk.predict(model, ({"x": x, "edges": e}, None)) for e in (edges, edges.to_sparse())
+    )
+    assert sparse.not_modelled == dense.not_modelled == ("sparse_mm",)
+    for row, other in zip(sparse.layers, dense.layers, strict=True):
+        assert row.forward == pytest.approx(other.forward, rel=1e-5)
+        assert row.backward == pytest.approx(other.backward, rel=1e-5)
+    product = (edges @ model.one(x)).double().square().mean()
+    assert sparse.layers[1].forward == pytest.approx(product.item() / 2, rel=0.05)
+
+
+def test_sparse_weights_gradients_and_outputs():
+    class Model(nn.Module):
+        def __init__(self, sparse):
+            super().__init__()
+            self.table = nn.Embedding(30, 16, sparse=sparse)
+            self.linear, self.sparse = nn.Linear(16, 8), sparse
+            weight = torch.randn(5, 8) * (torch.rand(5, 8) < 0.5)
+            self.weight = nn.Parameter(weight.to_sparse() if sparse else weight)
+
+        def forward(self, x):
+            x = functional.linear(torch.tanh(self.linear(self.table(x))), self.weight)
+            return x.to_sparse() if self.sparse else x
+
+    x = torch.randint(0, 30, (12,))
+    torch.manual_seed(0)
+    sparse = sk.predict(Model(True), x)
+    torch.manual_seed(0)
+    dense = sk.predict(Model(False), x)
+    assert sparse.not_modelled == ("to_sparse",)
+    for row, other in zip(sparse.layers, dense.layers, strict=True):
+        assert row.forward == pytest.approx(other.forward, rel=1e-6)
+        # behind what is measured, the output's signs are those of one draw
+        assert row.backward == pytest.approx(other.backward, rel=0.01)
 
 
 def test_nan_goes_on_as_nan():
