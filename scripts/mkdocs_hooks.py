@@ -16,6 +16,7 @@ from urllib.parse import urljoin
 
 from jinja2 import FileSystemBytecodeCache
 from mkdocs.exceptions import PluginError
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 from mkdocs.utils.meta import get_data
 
@@ -33,6 +34,7 @@ from scripts.site.claims import claims_table
 from scripts.site.costs import costs_table
 from scripts.site.fonts import embed_fonts
 from scripts.site.formulas import FormulaError, characters, render_bare, render_formulas
+from scripts.site.kept import Rendered
 from scripts.site.lighten import lighten
 from scripts.site.search import sections
 from scripts.site.stylesheets import trim, words_of
@@ -44,6 +46,7 @@ _REPOSITORY = str(Path(__file__).resolve().parents[1])
 _CLAIMS, _COVERAGE, _COSTS = "<!--claims-->", "<!--coverage-->", "<!--costs-->"
 _OUTPUT = re.compile(r'<span class="c1">(#&gt;.*?)</span>')
 _CLAIM = re.compile(r'<span class="c1"># Claim: .*?</span>(?:\n<span class="c1"># .*?</span>)*')
+_REFERS = re.compile(r"^::: |\]\[")
 _LINK_WARNING = re.compile(
     r"Doc file '(?P<page>[^']+)' contains an?[\w ]* link(?: to)? '(?P<link>[^']*)'"
 )
@@ -62,7 +65,11 @@ class _Site:
     warned: set[str] = field(default_factory=set)
     surroundings: str = ""
     keys: dict[str, str] = field(default_factory=dict)
-    kept: dict[str, kept.Rendered] = field(default_factory=dict)
+    kept: dict[str, Rendered] = field(default_factory=dict)
+    group: dict[str, Rendered | None] = field(default_factory=dict)
+    group_key: str = ""
+    group_files: dict[str, bytes] = field(default_factory=dict)
+    plugins_warned: bool = False
     sections: list[dict[str, str]] = field(default_factory=list)
     downloads: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
@@ -93,6 +100,7 @@ def on_config(config):
     logger = logging.getLogger("mkdocs.structure.pages")
     if not any(isinstance(known, _NameLine) for known in logger.filters):
         logger.addFilter(_NameLine())
+        logging.getLogger("mkdocs.plugins").addHandler(_Heard(logging.WARNING))
     config.nav = _written(config.nav or [], _site.docs)
     return config
 
@@ -113,7 +121,22 @@ def on_files(files, config):
     _site.surroundings = kept.surroundings(Path(config.config_file_path), files)
     if docstrings := config.plugins.get("mkdocstrings"):
         _compile_once(docstrings.get_handler("python").env)
+    _recall_group()
     return files
+
+
+def _recall_group() -> None:
+    """Pages that show docstrings or refer to them are kept together, since they link by name."""
+    texts = {
+        name: "\n".join(built.page.lines)
+        for name, built in _site.built.items()
+        if any(_REFERS.search(text) for _, text in built.page.prose)
+    }
+    _site.group = dict.fromkeys(texts)
+    _site.group_key = kept.key(_site.surroundings, *texts, *texts.values())
+    if found := kept.load_group(_rendered(), _site.group_key):
+        pages, _site.group_files = found
+        _site.group |= pages
 
 
 def _compile_once(env) -> None:
@@ -163,7 +186,7 @@ def on_page_markdown(markdown, *, page, config, files):
         text = "\n".join(built.page.lines)
         key = kept.key(name, _site.surroundings, text, *drawn, *(table for _, table in inserted))
         _site.keys[name] = key
-        if found := kept.load(_rendered(), key):
+        if found := _site.group.get(name) or kept.load(_rendered(), key):
             _site.kept[name] = found
             page.content, page.render = "", lambda config, files: None
             return ""
@@ -190,8 +213,9 @@ def on_page_content(html, *, page, config, files):
         offered = _site.downloads.get(name, {})
         found = kept.capture(page, html, shown, sections(html, page.url), offered)
         failed = len(_site.errors) > errors or name in _site.warned
-        # What refers to other pages' docstrings is resolved when all are there.
-        if name in _site.keys and not failed and "<autoref" not in html:
+        if name in _site.group:
+            _site.group[name] = None if failed else found
+        elif name in _site.keys and not failed:
             kept.store(_rendered(), _site.keys[name], found)
     for font, shown in found.characters.items():
         _site.characters[font] |= set(shown)
@@ -225,9 +249,11 @@ def _mended(html: str, page, files) -> tuple[str, dict[str, set[str]]]:
     return lighten(html), shown
 
 
+@event_priority(-200)  # when mkdocstrings and autorefs have written all they write
 def on_env(env, *, config, files):
     """Fail with everything that is wrong; a live server shows it and goes on."""
     _compile_once(env)
+    _keep_group(Path(config.site_dir))
     for error in sorted(set(_site.errors)):
         print(error, file=sys.stderr)
     if _site.errors:
@@ -237,6 +263,18 @@ def on_env(env, *, config, files):
             raise PluginError(message)
         log.error(message)
     return env
+
+
+def _keep_group(site: Path) -> None:
+    group = {name: found for name, found in _site.group.items() if found}
+    if _site.group_files or not group or len(group) < len(_site.group) or _site.plugins_warned:
+        return
+    for name, found in group.items():
+        if page := _site.files[name].page:
+            found.html = page.content or ""
+    made = {name: site / name for name in ("objects.inv", "assets/_mkdocstrings.css")}
+    files = {name: path.read_bytes() for name, path in made.items()}
+    kept.store_group(_rendered(), _site.group_key, group, files)
 
 
 def on_page_context(context, *, page, config, nav):
@@ -261,6 +299,8 @@ def on_post_build(*, config) -> None:
             _write(site / _figures(file) / f"{figure.name}.png", figure.png)
     index = json.dumps({"docs": _site.sections}, ensure_ascii=False).encode()
     _write(site / "search" / "search_index.json", index)
+    for name, content in _site.group_files.items():
+        _write(site / name, content)
     shutil.rmtree(site / "assets" / "javascripts")  # Material's, which no page loads
     cache.prune(_rendered())
     if not _serving:
@@ -358,6 +398,13 @@ def _find(tex: str, name: str) -> tuple[str, int]:
         if found := re.search(words, text):
             return path.relative_to(_site.root).as_posix(), text.count("\n", 0, found.start()) + 1
     return name, 1
+
+
+class _Heard(logging.Handler):
+    """Remember that a plugin warned: what it warned of would not be seen again."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _site.plugins_warned = True
 
 
 class _NameLine(logging.Filter):

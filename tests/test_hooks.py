@@ -221,6 +221,48 @@ def test_a_kept_page_is_shown_as_long_as_it_is_true(root, tmp_path, caplog, capf
     assert "docs/index.md:3: " in capfd.readouterr().err + caplog.text
 
 
+DOCSTRINGS = {
+    "index.md": "# A\n\nSee [twice][small.twice].\n",
+    "api.md": "# API\n\n::: small\n",
+}
+
+
+def documented(root, folder, docstring="Two times. See [`once`][small.once]."):
+    """A small site that shows the docstrings of a small package."""
+    (folder / "small.py").write_text(
+        f'def once(x):\n    """One time."""\n\n\ndef twice(x):\n    """{docstring}"""\n'
+    )
+    python = {"paths": [str(folder)], "options": {"show_root_heading": True}}
+    plugins = [{"mkdocstrings": {"handlers": {"python": python}}}]
+    return write(root, folder, DOCSTRINGS, plugins=plugins)
+
+
+def test_pages_with_docstrings_are_kept_together(root, tmp_path, monkeypatch):
+    project = documented(root, tmp_path)
+    assert build(project)
+    first = contents(project / "site")
+    assert b'href="#small.once"' in first["api/index.html"]
+    assert b'href="api/#small.twice"' in first["index.html"]
+    assert first["objects.inv"]
+    with monkeypatch.context() as patched:
+        # nothing is rendered again
+        patched.setattr("mkdocs.structure.pages.Page.render", None)
+        assert build(project)
+    assert contents(project / "site") == first
+    page = project / "docs" / "index.md"
+    page.write_text(page.read_text() + "\nMore.\n")
+    assert build(project)
+    assert b"More." in contents(project / "site")["index.html"]
+
+
+def test_a_broken_reference_is_told_by_every_build(root, tmp_path, caplog):
+    project = documented(root, tmp_path, "Two times. See [`thrice`][small.thrice].")
+    for _ in range(2):
+        caplog.clear()
+        assert not build(project)
+        assert "Could not find cross-reference target 'small.thrice'" in caplog.text
+
+
 PAGE = "room/page.md"
 
 

@@ -128,7 +128,7 @@ def build(
         if errors:
             tell(name, "failed", result.seconds)
             return errors
-        tell(name, "cached" if cached else "ran", result.seconds)
+        tell(name, "cached" if cached or not page.blocks else "ran", result.seconds)
         return Built(page, result, cached)
 
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:

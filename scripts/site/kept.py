@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from base64 import b64decode, b64encode
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,10 @@ _RENDERERS = (
     "pygments",
     "mkdocs-material",
     "mkdocs-jupyter",
+    "mkdocstrings",
+    "mkdocstrings-python",
+    "mkdocs-autorefs",
+    "griffelib",
     "nbconvert",
     "dukpy",
 )
@@ -67,6 +72,26 @@ def load(folder: Path, key: str) -> Rendered | None:
 def store(folder: Path, key: str, rendered: Rendered) -> None:
     """Keep a page."""
     cache.store_json(folder, key, asdict(rendered))
+
+
+def load_group(folder: Path, key: str) -> tuple[dict[str, Rendered], dict[str, bytes]] | None:
+    """Pages that refer to one another as they were kept, and the site's files made from them."""
+    found = cache.load_json(folder, key)
+    if found is None:
+        return None
+    pages = {name: Rendered(**page) for name, page in found["pages"].items()}
+    return pages, {file: b64decode(content) for file, content in found["files"].items()}
+
+
+def store_group(
+    folder: Path, key: str, pages: dict[str, Rendered], files: dict[str, bytes]
+) -> None:
+    """Keep pages that refer to one another, all or none."""
+    content = {
+        "pages": {name: asdict(page) for name, page in pages.items()},
+        "files": {file: b64encode(content).decode() for file, content in files.items()},
+    }
+    cache.store_json(folder, key, content)
 
 
 def capture(
