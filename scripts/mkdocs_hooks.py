@@ -29,6 +29,7 @@ from scripts.pages.coverage import coverage_table, read_curriculum
 from scripts.pages.notebook import clean, execute
 from scripts.pages.parse import CONT
 from scripts.pages.progress import progress
+from scripts.pages.run import fork_server
 from scripts.site import kept
 from scripts.site.claims import claims_table
 from scripts.site.costs import costs_table
@@ -88,6 +89,8 @@ _serving = False
 def on_startup(*, command, dirty) -> None:
     global _serving
     _serving = command == "serve"
+    if _serving:
+        fork_server()  # ready before the first page is changed
 
 
 def on_config(config):

@@ -86,7 +86,7 @@ def run(page: Page, root: Path, timeout: float) -> Run | PageError:
     Returns:
         what the page did, or the error that stopped it.
     """
-    context = _fork_server()
+    context = fork_server()
     receiver, sender = context.Pipe(duplex=False)
     workdir = tempfile.mkdtemp(prefix="page-")
     process = context.Process(
@@ -104,7 +104,8 @@ def run(page: Page, root: Path, timeout: float) -> Run | PageError:
         shutil.rmtree(workdir, ignore_errors=True)
 
 
-def _fork_server():
+def fork_server():
+    """Where pages' processes come from; it starts at the first call and takes seconds to load."""
     context = multiprocessing.get_context("forkserver")
     with _lock:
         # One thread a page: two under load were 20 times slower on small models.
