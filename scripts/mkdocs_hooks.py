@@ -9,7 +9,6 @@ import shutil
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from urllib.parse import urljoin
@@ -34,19 +33,24 @@ from scripts.site import kept
 from scripts.site.claims import claims_table
 from scripts.site.costs import costs_table
 from scripts.site.fonts import embed_fonts
-from scripts.site.formulas import FormulaError, characters, render_bare, render_formulas
+from scripts.site.formulas import (
+    FormulaError,
+    characters,
+    find,
+    render_bare,
+    render_formulas,
+)
 from scripts.site.kept import Rendered
-from scripts.site.lighten import lighten
+from scripts.site.mend import failed, mend
+from scripts.site.navigation import written
 from scripts.site.search import sections
-from scripts.site.stylesheets import trim, words_of
+from scripts.site.stylesheets import trim_site
 
 log = logging.getLogger("mkdocs.stabilitykit")
 
 _REPOSITORY = str(Path(__file__).resolve().parents[1])
 
 _CLAIMS, _COVERAGE, _COSTS = "<!--claims-->", "<!--coverage-->", "<!--costs-->"
-_OUTPUT = re.compile(r'<span class="c1">(#&gt;.*?)</span>')
-_CLAIM = re.compile(r'<span class="c1"># Claim: .*?</span>(?:\n<span class="c1"># .*?</span>)*')
 _REFERS = re.compile(r"^::: |\]\[")
 _LINK_WARNING = re.compile(
     r"Doc file '(?P<page>[^']+)' contains an?[\w ]* link(?: to)? '(?P<link>[^']*)'"
@@ -104,7 +108,7 @@ def on_config(config):
     if not any(isinstance(known, _NameLine) for known in logger.filters):
         logger.addFilter(_NameLine())
         logging.getLogger("mkdocs.plugins").addHandler(_Heard(logging.WARNING))
-    config.nav = _written(config.nav or [], _site.docs)
+    config.nav = written(config.nav or [], _site.docs)
     return config
 
 
@@ -173,7 +177,7 @@ def on_page_markdown(markdown, *, page, config, files):
     if notebook and built:
         _, page.meta = get_data("\n".join(built.page.markdown))
     if errors and not notebook:
-        return _failed(errors) + markdown.replace(CONT + "\n", "")
+        return failed(errors) + markdown.replace(CONT + "\n", "")
     inserted = []
     if _CLAIMS in markdown:
         inserted.append((_CLAIMS, claims_table(_site.built, name)))
@@ -234,22 +238,17 @@ def _mended(html: str, page, files) -> tuple[str, dict[str, set[str]]]:
         html = _notebook(html, page, files)
 
     def refuse(error: FormulaError) -> None:
-        where, line = _find(error.tex, name)
-        _site.refuse(where, line, str(error))
+        package = sorted((_site.root / "stabilitykit").rglob("*.py"))
+        path, line = find(error.tex, [_site.root / name, *package])
+        _site.refuse(path.relative_to(_site.root).as_posix(), line, str(error))
 
     html = render_formulas(html, refuse)
-    shown = characters(html)
-    html = _OUTPUT.sub(r'<span class="sk-out">\1</span>', html)
-    html = _CLAIM.sub(r'<span class="sk-claimed">\g<0></span>', html)
-    html = html.replace("<table>", '<div class="sk-table"><table class="sk-rows">')
-    html = html.replace("</table>", "</table></div>")
-    html = re.sub(r"<th([^>]*)></th>", r"<td\1></td>", html)  # a corner is no header
     entries = list(page.toc)
     while entries:
         entry = entries.pop()
         entry.title = render_bare(entry.title, refuse)
         entries += entry.children
-    return lighten(html), shown
+    return mend(html), characters(html)
 
 
 @event_priority(-200)  # when mkdocstrings and autorefs have written all they write
@@ -307,7 +306,8 @@ def on_post_build(*, config) -> None:
     shutil.rmtree(site / "assets" / "javascripts")  # Material's, which no page loads
     cache.prune(_rendered())
     if not _serving:
-        _trim(site)
+        embed_fonts(site / "assets" / "katex" / "katex.min.css", _site.characters, _rendered())
+        trim_site(site)
 
 
 def _notebook(html: str, page, files) -> str:
@@ -334,7 +334,7 @@ def _notebook(html: str, page, files) -> str:
     html = clean(html, built, link) + (_offered(built) if built else "")
     page.present_anchor_ids = set(re.findall(r'\bid="([^"]+)"', html))
     errors = [error for error in _site.errors if error.name == name]
-    return _failed(errors) + html if errors else html
+    return failed(errors) + html if errors else html
 
 
 def _lines(name: str) -> list[tuple[int, str]]:
@@ -351,17 +351,6 @@ def _offered(built: Built) -> str:
     return f'\n<p class="sk-downloads">This page as {links}</p>\n' if links else ""
 
 
-def _written(nav: list, docs: Path) -> list:
-    """The navigation without pages that do not exist and sections that hold none."""
-    kept = []
-    for item in nav:
-        title, target = next(iter(item.items())) if isinstance(item, dict) else (None, item)
-        target = _written(target, docs) if isinstance(target, list) else target
-        if target and (isinstance(target, list) or (docs / target).exists()):
-            kept.append({title: target} if title else target)
-    return kept
-
-
 def _figures(file) -> str:
     """The folder of a page's figure files in the site."""
     return f"figures/{PurePosixPath(file.src_uri).with_suffix('')}"
@@ -370,37 +359,6 @@ def _figures(file) -> str:
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-
-
-def _trim(site: Path) -> None:
-    """Cut style sheets and their fonts down to what the site shows."""
-    embed_fonts(site / "assets" / "katex" / "katex.min.css", _site.characters, _rendered())
-    words: set[str] = set()
-    for path in [*site.rglob("*.html"), *site.glob("assets/**/*.js")]:
-        words |= words_of(path.read_text(encoding="utf-8"))
-    sheets = {path: path.read_text(encoding="utf-8") for path in site.glob("assets/**/*.css")}
-    # One sheet sets the colours that another uses.
-    words |= {name for css in sheets.values() for name in re.findall(r"var\(\s*(--[\w-]+)", css)}
-    for path, css in sheets.items():
-        path.write_text(trim(css, words), encoding="utf-8")
-
-
-def _failed(errors: list[PageError]) -> str:
-    """What a live server shows above a page that fails."""
-    lines = "".join(f"<li><code>{escape(str(error))}</code></li>" for error in errors)
-    title = '<p class="admonition-title">This page fails</p>'
-    return f'<div class="admonition failure">{title}<ul>{lines}</ul></div>\n\n'
-
-
-def _find(tex: str, name: str) -> tuple[str, int]:
-    """Where a formula stands: on its page, or in a docstring that the page shows."""
-    words = r"\s+".join(map(re.escape, tex.split()))
-    package = sorted((_site.root / "stabilitykit").rglob("*.py"))
-    for path in [_site.root / name, *package]:
-        text = path.read_text(encoding="utf-8")
-        if found := re.search(words, text):
-            return path.relative_to(_site.root).as_posix(), text.count("\n", 0, found.start()) + 1
-    return name, 1
 
 
 class _Heard(logging.Handler):

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Set
+from pathlib import Path
 
 _CLASS = re.compile(r"\.(-?[A-Za-z_][\w-]*)")
 _TOKEN = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|url\([^)"']*\)|/\*.*?\*/|[{};]""", re.S)
 _GROUPS = ("@media", "@supports", "@layer", "@container")
+
+
+def trim_site(site: Path) -> None:
+    """Cut a built site's style sheets down to what its pages and scripts can show."""
+    words: set[str] = set()
+    for path in [*site.rglob("*.html"), *site.glob("assets/**/*.js")]:
+        words |= words_of(path.read_text(encoding="utf-8"))
+    sheets = {path: path.read_text(encoding="utf-8") for path in site.glob("assets/**/*.css")}
+    # One sheet sets the colours that another uses.
+    words |= {name for css in sheets.values() for name in re.findall(r"var\(\s*(--[\w-]+)", css)}
+    for path, css in sheets.items():
+        path.write_text(trim(css, words), encoding="utf-8")
 
 
 def trim(css: str, words: Set[str]) -> str:
