@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,7 +24,17 @@ class Flatness(NamedTuple):
 NOT_FLAT = Flatness()
 
 
-@dataclass
+class Seen(NamedTuple):
+    """The output of a layer, which what follows may get as it is."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+    written: Written
+    row: Tensor | None  # its sample, as long as `Ledger.drained` is the same
+    drained: int
+
+
+@dataclass(slots=True)
 class Call:
     """One call of a layer, as places in the ledger."""
 
@@ -38,8 +48,10 @@ class Call:
     order: int = 0  # in which the gradients came
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class Frame:
+    """A module that is watched; recursion and shared modules push the same one again."""
+
     module: nn.Module
     name: str
     leaf: bool
@@ -52,7 +64,7 @@ class Step:
 
     calls: list[Call] = field(default_factory=list)
     inputs: list[tuple[str, int, Written]] = field(default_factory=list)
-    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
     without_graph: defaultdict[tuple[str, str], list[Call]] = field(
         default_factory=lambda: defaultdict(list)
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from stabilitykit._calls import NOT_FLAT, Call, Flatness, Frame, Step
+from stabilitykit._calls import NOT_FLAT, Call, Flatness, Frame, Seen, Step
 from stabilitykit._flatness import (
     ACTIVATIONS,
     LAYOUTS,
@@ -22,7 +22,7 @@ from stabilitykit._flatness import (
     flat,
     units_dimension,
 )
-from stabilitykit._ledger import Ledger
+from stabilitykit._ledger import Ledger, Written
 from stabilitykit._quiet import Quiet, in_backward, plain, tensors
 from stabilitykit._samples import SAMPLE, has_values
 
@@ -70,8 +70,9 @@ class Hooks:
         self._tensor_handles: list[Any] = []
         self._stack: list[Frame] = []
         self._watch: _Watch | None = None
+        self._root = Frame(model, "", False)
         self._stance: Any = None
-        self._last: Any = (None, 0, None)  # what was sampled last, for the activation that follows
+        self._last: Seen | None = None  # the output of the layer before
 
     @property
     def attached(self) -> bool:
@@ -87,7 +88,9 @@ class Hooks:
             if "parametrizations" in name.split("."):
                 continue
             children = [n for n, child in module.named_children() if n != "parametrizations"]
-            frame = Frame(module, name, not children or isinstance(module, nn.MultiheadAttention))
+            leaf = not children or isinstance(module, nn.MultiheadAttention)
+            frame = Frame(module, name, leaf)
+            self._root = frame if module is self.model else self._root
             self._handles += [
                 module.register_forward_pre_hook(partial(self._enter, frame), with_kwargs=True),
                 module.register_forward_hook(partial(self._leave, frame), always_call=True),
@@ -108,7 +111,7 @@ class Hooks:
     def fresh(self) -> None:
         """Start a new step; gradients of the old one no longer count."""
         self.step = Step()
-        self._last = (None, 0, None)
+        self._last = None
         for handle in self._tensor_handles:
             handle.remove()
         self._tensor_handles.clear()
@@ -117,16 +120,15 @@ class Hooks:
 
     def enter_root(self, args: Any, kwargs: Any) -> None:
         """For hooks that were attached when the root's own call had begun."""
-        self._enter(
-            Frame(self.model, "", not list(self.model.children())), self.model, args, kwargs
-        )
+        self._enter(self._root, self.model, args, kwargs)
 
     def _enter(self, frame: Frame, _: nn.Module, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
             return
         if not self._stack and not self._begin(frame, args, kwargs):
             return
-        self._stack.append(Frame(frame.module, frame.name, frame.leaf))
+        frame.flatness = NOT_FLAT
+        self._stack.append(frame)
 
     def _begin(self, frame: Frame, args: Any, kwargs: Any) -> bool:
         """At a call from outside; whether it counts."""
@@ -153,15 +155,13 @@ class Hooks:
     def _leave(self, frame: Frame, module: nn.Module, _: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        if not any(f.module is module for f in self._stack):
+        if frame not in self._stack:
             return  # not counted, or an earlier hook raised before `_enter`
-        while self._stack:
-            top = self._stack.pop()
-            if top.module is module:
-                break
+        while self._stack.pop() is not frame:
+            pass
         try:
-            if top.leaf and output is not None:
-                self._record(top.name, kind(module), output, top.flatness)
+            if frame.leaf and output is not None:
+                self._record(frame.name, kind(module), output, frame.flatness)
         finally:
             if not self._stack:
                 self._unwatch()
@@ -198,8 +198,11 @@ class Hooks:
             cheap &= z is given and not z.is_complex() and not z.is_inference()
             again = elementwise(function, args, kwargs) if cheap else None
             if again is not None:
-                tensor, version, row = self._last
-                if tensor is None or tensor() is not given or version != given._version:
+                last, row = self._last, None
+                if last is not None and last.drained == self.ledger.drained:
+                    known = last.tensor() is z and last.version == z._version
+                    row = last.row if known else None
+                if row is None:
                     row = self.ledger.sample(z)
                 whole = self.ledger.activation(z, row, again, intervals, dimension)
                 return Flatness(whole=whole)
@@ -208,7 +211,7 @@ class Hooks:
             )
 
     def _record(self, layer: str, kind: str, output: Any, flatness: Flatness) -> None:
-        with torch._C.DisableTorchFunction():  # else each look at a tensor goes through the mode
+        with Quiet():  # else each look at a tensor goes through the mode
             tensor = next(tensors(output), None)
             if tensor is None:
                 return
@@ -220,38 +223,50 @@ class Hooks:
                     return
                 step.again[key].append(box)
             else:
-                with Quiet():
-                    inner = plain(tensor)
-                    own = flatness.result is not None and flatness.result() is tensor
-                    if own and flatness.whole is not None:
-                        written = flatness.whole
-                    else:  # a layer, or a hook of the user's has replaced the output
-                        written = self.ledger.moments(inner)
-                        if not tensor.is_inference():  # these have no version
-                            self._last = weakref.ref(tensor), tensor._version, self.ledger.last
-                call = Call(layer, kind, step.counts[key], tuple(inner.shape), written, flatness)
-                step.counts[key] += 1
+                number = step.counts.get(key, 0)
+                step.counts[key] = number + 1
+                inner = plain(tensor)
+                written = self._written(tensor, inner, flatness)
+                call = Call(layer, kind, number, tuple(inner.shape), written, flatness)
                 step.calls.append(call)
                 if not grows:
                     step.without_graph[key].append(call)
                     return
                 box.append(call)
             # On the tensor: full backward hooks of modules raise with in-place activations.
-            handle = tensor.register_hook(partial(self._gradient, step, box))
-            self._tensor_handles.append(handle)
+            self._tensor_handles.append(tensor.register_hook(partial(self._gradient, step, box)))
+
+    def _written(self, tensor: Tensor, inner: Tensor, flatness: Flatness) -> Written:
+        """The moments of an output, which may be known by now."""
+        version = 0 if tensor.is_inference() else tensor._version  # such tensors have none
+        last = self._last
+        if last is not None and last.tensor() is tensor and last.version == version:
+            return last.written  # as from dropout that drops nothing
+        row: Tensor | None = None
+        if (
+            flatness.whole is not None
+            and flatness.result is not None
+            and flatness.result() is tensor
+        ):
+            written = flatness.whole
+        else:  # a layer, or a hook of the user's has replaced the output
+            written = self.ledger.moments(inner)
+            row = self.ledger.last
+        if not tensor.is_inference():
+            self._last = Seen(weakref.ref(tensor), version, written, row, self.ledger.drained)
+        return written
 
     def _gradient(self, step: Step, box: list[Call], gradient: Tensor) -> None:
         if step is not self.step:
             return
         self.on_gradient()
-        for key, boxes in (
-            step.again.items() if step.again else ()
-        ):  # the calls computed again are the last ones
-            calls = step.without_graph[key]
-            for again, call in zip(boxes, calls[-len(boxes) :], strict=False):
-                again.append(call)
-            del calls[-len(boxes) :]
-        step.again.clear()
+        if step.again:
+            for key, boxes in step.again.items():  # the calls computed again are the last ones
+                calls = step.without_graph[key]
+                for again, call in zip(boxes, calls[-len(boxes) :], strict=False):
+                    again.append(call)
+                del calls[-len(boxes) :]
+            step.again.clear()
         if box and has_values(gradient):
             with Quiet():
                 box[0].gradient = self.ledger.moments(plain(gradient), sampled=True)
@@ -272,7 +287,11 @@ class Hooks:
 
 def kind(module: nn.Module) -> str:
     """The lower-case name of the class, as it was before FSDP2 or a parametrization changed it."""
-    made = type(module)
+    return _kind(type(module))  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=256)
+def _kind(made: type) -> str:
     while (base := made.__bases__[-1]) and made.__name__ in (
         "FSDP" + base.__name__,
         "Parametrized" + base.__name__,

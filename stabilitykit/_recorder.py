@@ -90,7 +90,7 @@ class Recorder:
     def _begin(self) -> None:
         if self.step % self.every == 0:
             self.hooks.attach()
-        else:
+        elif self.hooks.attached:
             self.hooks.detach()
 
     def _before_call(self, _: nn.Module, args: Any, kwargs: Any) -> None:

@@ -609,6 +609,42 @@ def test_a_hook_that_replaces_an_activation_is_seen():
     assert watched(model, torch.randn(64, 64), mode="hybrid")[1].rms == pytest.approx(7)
 
 
+def test_what_dropout_passes_on_as_it_is_is_measured_once(monkeypatch):
+    counted = []
+    original = torch.sum
+    monkeypatch.setattr(torch, "sum", lambda *a, **k: counted.append(a) or original(*a, **k))
+    model = nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.0), nn.Identity(), nn.Dropout(0.5))
+    records = watched(model, torch.randn(64, 64), mode="hybrid")
+    assert len(counted) == 3  # the input, the linear layer, and what dropout changed
+    layer, first, second, dropped = records
+    for record in (first, second):
+        assert (record.rms, record.grad_rms) == (layer.rms, layer.grad_rms)
+    assert dropped.rms != layer.rms
+
+
+def test_an_activation_that_raised_leaves_nothing_to_the_next_call():
+    class Once(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act, self.last = nn.ReLU(), nn.Linear(4, 4)
+            self.fail = self.act.register_forward_hook(self.stop)
+
+        def stop(self, *_):
+            raise ValueError("stop")
+
+        def forward(self, x):
+            try:
+                self.act(x)
+            except ValueError:
+                self.fail.remove()
+            return self.last(self.act(torch.tanh(x)))
+
+    records = watched(Once(), torch.randn(8, 4))
+    expected = [("act", "relu", 0), ("", "tanh", 0), ("act", "relu", 1), ("last", "linear", 0)]
+    assert [key(r) for r in records] == expected
+    assert [r.saturated is None for r in records] == [False, False, False, True]
+
+
 def test_an_input_changed_between_layer_and_activation():
     class Shifted(nn.Module):
         def __init__(self):
