@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from stabilitykit._activations import Activation
 from stabilitykit._flatness import ACTIVATIONS, MODULES
 from stabilitykit._functions import MOVES, plain_name
+from stabilitykit._gaussian import GaussianMeans
 from stabilitykit._nested import tensors
 
 LAYERS = (
@@ -29,6 +32,9 @@ _PASSING = MOVES | _NORMS | {
 }  # fmt: skip
 
 
+_IN_PLACE = {"iadd", "imul", "itruediv"}
+
+
 @dataclass
 class Use:
     """One layer's weight: what follows it.
@@ -38,12 +44,18 @@ class Use:
         activation: its name, "linear" where none follows.
         function: the activation as a callable.
         ends_branch: whether its output is added to what the branch began with.
+        through: whether its activation stands before that sum.
+        scale: by which constants and parameters multiply its output before that sum.
+        reads: root mean square of what it reads, where no weight comes before it; else None.
     """
 
     layer: str
     activation: str = "linear"
     function: Callable[[Tensor], Tensor] | None = None
     ends_branch: bool = False
+    through: bool = False
+    scale: float = 1.0
+    reads: float | None = None
 
 
 @dataclass
@@ -78,10 +90,14 @@ class Follow(TorchFunctionMode):
         self.found = Found()
         self._names = {id(module.weight): name for name, module in weights(model).items()}
         self._waiting: dict[int, frozenset[str]] = {}
+        self._ended: dict[int, frozenset[str]] = {}  # the same, activations passed too
+        self._scale: dict[int, float] = {}  # of a tensor, since the last weight
+        self._drawn = {id(p) for p in model.parameters()}  # depends on a parameter
         self._normed: dict[int, bool] = {}  # whether a norm stands between
         self._past: dict[int, int] = {}  # the operations behind a tensor, as bits
         self._number: dict[int, int] = {}
         self._parameters = {id(p) for p in model.parameters() if p.dim() > 1}
+        self._constant = set(self._drawn)  # made of parameters alone
         self._weighted = 0  # the operations that have a weight, as bits
         self._alive: list[Tensor] = []
 
@@ -93,29 +109,37 @@ class Follow(TorchFunctionMode):
         given = list(tensors((args, kwargs)))
         before = [(self._past.get(id(t), 0), self._number.get(id(t), -1)) for t in given]
         waiting = frozenset[str]().union(*(self._waiting.get(id(t), ()) for t in given))
+        ended = frozenset[str]().union(*(self._ended.get(id(t), ()) for t in given))
+        scale = self._scaled(name, args, given)
         normed = name in _NORMS or any(self._normed.get(id(t), False) for t in given)
         layer = next((self._names[id(t)] for t in given[1:] if id(t) in self._names), None)
         if name in ("add", "iadd", "radd") and len(given) == 2:
             self._join(given, before)
         out = func(*args, **kwargs)
         if layer is not None:
-            self.found.uses.setdefault(layer, Use(layer))
-            waiting, normed = frozenset([layer]), False
+            self.found.uses.setdefault(layer, Use(layer, reads=self._reads(given[0])))
+            waiting = ended = frozenset([layer])
+            normed, scale = False, 1.0
         elif func in ACTIVATIONS:
             for key in waiting:
                 use = self.found.uses[key]
                 if use.function is None:
                     use.activation, use.function = ACTIVATIONS[func], _plain(func, args, kwargs)
             waiting = frozenset()
-        elif name not in _PASSING and name != "iadd":
-            waiting = frozenset()
+        elif name not in _PASSING and name not in _IN_PLACE:
+            waiting = ended = frozenset()
         bits = 0
         for past, number in before:
             bits |= past | (1 << number if number >= 0 else 0)
         weighs = any(id(t) in self._parameters for t in given)
+        drawn = any(id(t) in self._drawn for t in given)
+        constant = drawn and all(id(t) in self._constant for t in given)
         for tensor in tensors(out):
             self._alive.append(tensor)
             self._waiting[id(tensor)], self._normed[id(tensor)] = waiting, normed
+            self._ended[id(tensor)], self._scale[id(tensor)] = ended, scale
+            self._drawn |= {id(tensor)} if drawn else set()
+            self._constant |= {id(tensor)} if constant else set()
             self._past[id(tensor)] = bits
             self._number[id(tensor)] = len(self._alive)
             self._weighted |= weighs << len(self._alive)
@@ -129,10 +153,41 @@ class Follow(TorchFunctionMode):
             if start < 0 or not past >> start & 1 or not since & self._weighted & ~(1 << start):
                 continue
             self.found.blocks += 1
-            ends = self._waiting.get(id(given[branch]), frozenset())
-            if not self._normed.get(id(given[branch]), False):
-                for key in ends:
-                    self.found.uses[key].ends_branch = True
+            place = id(given[branch])
+            waiting = self._waiting.get(place, frozenset())
+            if not self._normed.get(place, False):
+                for key in waiting or self._ended.get(place, frozenset()):
+                    use = self.found.uses[key]
+                    use.ends_branch, use.through = True, not waiting
+                    use.scale = self._scale.get(place, 1.0)
+
+    def _scaled(self, name: str, args: tuple[Any, ...], given: list[Tensor]) -> float:
+        """The constant factor since the last weight, by root mean square where it is a vector."""
+        scale = max((self._scale[id(t)] for t in given if id(t) in self._scale), default=1.0)
+        if name not in ("mul", "rmul", "imul", "multiply", "div", "truediv", "itruediv"):
+            return scale
+        for place, factor in enumerate(args[:2]):
+            if isinstance(factor, Tensor):
+                if factor.dim() and id(factor) not in self._constant:
+                    continue
+                size = float(factor.detach().double().square().mean()) ** 0.5
+            elif isinstance(factor, (int, float)):
+                size = abs(factor)
+            else:
+                continue
+            if "div" not in name:
+                scale *= size
+            elif place == 1 and size:
+                scale /= size
+        return scale
+
+    def _reads(self, x: Tensor) -> float | None:
+        """Root mean square of data as they come."""
+        if id(x) in self._drawn:
+            return None
+        x = x.detach()
+        dense = x if x.layout == torch.strided else x.to_dense()
+        return float(dense.double().square().mean()) ** 0.5
 
 
 def _plain(func: Any, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor]:
@@ -165,3 +220,12 @@ def by_order(model: nn.Module) -> Found:
         elif isinstance(module, MODULES) and last is not None and last.function is None:
             last.activation, last.function = type(module).__name__.lower(), module
     return found
+
+
+def divisor(use: Use, blocks: int) -> float:
+    """Root of E[(Σ b)²]/E[b²] over branches b that share no more than their mean; times a scale."""
+    share = 0.0
+    if use.through and use.function is not None:
+        means, one = GaussianMeans(Activation(use.function)), np.ones(1)
+        share = float(means.hermite(one, 1)[0, 0] ** 2 / means.moments(one)[0][0, 0])
+    return use.scale * (blocks * (1 - share) + blocks**2 * share) ** 0.5

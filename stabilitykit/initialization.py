@@ -30,8 +30,8 @@ class Initialized(NamedTuple):
         gain: the factor on the scheme's standard deviation, with the share of a residual branch.
         before: standard deviation of the weight as it was.
         after: standard deviation of the weight as it is now.
-        branches: 1, or the number of residual blocks for the last layer of a branch: its gain was
-            divided by the root of it.
+        branches: 1, or the number N of residual blocks for the last layer of a branch: its gain
+            was divided by √N, or by more (see `initialize`).
     """
 
     layer: str
@@ -57,10 +57,16 @@ def initialize(
         lecun             1/√n_in, normal, whatever follows (LeCun et al. 1998, eq. 16)
         orthogonal        g times orthogonal rows or columns (Saxe et al. 2014)
 
-    "auto" also divides the last layer of each residual branch by √(number of blocks), so that the
-    sum over blocks stays of order 1 (derived: N branches of variance 1/N). A block is found where a
-    sum adds a branch to what the branch began with; branches that end in a norm, and shortcuts
-    with a layer of their own, are left alone. Biases become 0.
+    With a batch, "auto" also does two things. A layer that reads the batch itself, not another
+    layer, gets 1/√E[x²] in place of g, so that the first activation, too, is met at q = 1 (derived:
+    g makes up for what an activation before the weight takes). And the last layer of each of N
+    residual branches is divided by √N, so that their sum stays of order 1 (derived: N branches of
+    variance 1/N). If an activation with a share ρ = E[f]²/E[f²] of its square in the mean (at
+    q = 1; 1/π for relu) stands between that layer and the sum, the means add up, and the divisor is
+    √(N(1 − ρ) + N²ρ). A constant or a parameter by which the branch is multiplied is a factor on
+    the divisor; where that leaves less than 1, the weight is not divided. A block is found where a
+    sum adds a branch to what the branch began with; branches that end in a norm, and shortcuts with
+    a layer of their own, are left alone. Biases become 0.
 
     Linear layers, convolutions and transposed convolutions are drawn; embeddings, norms,
     `nn.MultiheadAttention`, recurrent and parametrised weights stay as they are.
@@ -118,8 +124,12 @@ def initialize(
             factor = gain(use.function).forward
         if not math.isfinite(factor):
             raise ValueError(f"layer {use.layer!r}: activation {use.activation} gives only zeros")
-        branches = found.blocks if scheme == "auto" and use.ends_branch else 1
-        factor /= branches**0.5
+        branches = 1
+        if scheme == "auto":
+            if use.reads is not None and 0 < use.reads < math.inf:
+                factor = 1 / use.reads
+            if use.ends_branch and (divisor := _following.divisor(use, found.blocks)) > 1:
+                factor, branches = factor / divisor, found.blocks
         drawn.append((use, layer, factor, branches, _draw(layer, scheme, factor)))
     done = []
     with torch.no_grad():

@@ -108,11 +108,12 @@ class Residual(nn.Module):
 
 def test_functional_activations_and_residual_branches_are_found_in_a_pass():
     torch.manual_seed(0)
-    model = Residual()
-    found = {e.layer: e for e in sk.initialize(model, "auto", torch.randn(4, 8))}
+    model, x = Residual(), 3 * torch.randn(4, 8)
+    found = {e.layer: e for e in sk.initialize(model, "auto", x)}
     gelu = sk.gain("gelu").forward
     assert found["start"].activation == "tanh"
-    assert found["start"].gain == pytest.approx(sk.gain("tanh").forward)
+    # It reads the data, which no activation has made smaller.
+    assert found["start"].gain == pytest.approx(1 / x.square().mean().sqrt().item(), rel=1e-5)
     assert [found[f"inner.{i}"].activation for i in range(3)] == ["gelu"] * 3
     assert [found[f"inner.{i}"].gain for i in range(3)] == pytest.approx([gelu] * 3)
     # Three blocks; the one whose branch ends in a norm is left alone.
@@ -125,6 +126,78 @@ def test_functional_activations_and_residual_branches_are_found_in_a_pass():
         standard_errors = abs(entry.after / (entry.gain / weight.shape[1] ** 0.5) - 1)
         assert standard_errors < 4 / (2 * weight.numel()) ** 0.5
         assert not model.get_submodule(name).bias.any()
+
+
+class Scaled(nn.Module):
+    """Residual blocks x + scale·f(W x), in several ways to write the scale."""
+
+    def __init__(self, blocks, scale, function=torch.relu, width=64, way="mul"):
+        super().__init__()
+        self.start = nn.Linear(8, width)
+        self.linears = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
+        self.head, self.scale = nn.Linear(width, 4), scale
+        self.function, self.way = function, way
+
+    def forward(self, x):
+        x = self.start(x)
+        for linear in self.linears:
+            branch = self.function(linear(x))
+            if self.way == "mul":
+                x = x + self.scale * branch
+            elif self.way == "div":
+                x = x + branch / (1 / self.scale)
+            else:
+                branch *= self.scale
+                x = branch + x
+        return self.head(x)
+
+
+@pytest.mark.parametrize("way", ["mul", "div", "in place"])
+@pytest.mark.parametrize(
+    "scale", [2.0, nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.full((64,), 2.0))]
+)
+def test_a_branch_that_ends_in_an_activation_and_a_scale(scale, way):
+    """Means add up: E[(Σ b)²] = N(1 − ρ) + N²ρ with ρ = 1/π for relu; then the scale."""
+    model = Scaled(6, scale, way=way)
+    report = sk.initialize(model, "auto", torch.randn(32, 8))
+    divisor = 2 * (6 * (1 - 1 / torch.pi) + 36 / torch.pi) ** 0.5
+    for entry in report[1:-1]:
+        assert (entry.activation, entry.branches) == ("relu", 6)
+        assert entry.gain == pytest.approx(2**0.5 / divisor, rel=1e-5)
+
+
+def test_a_branch_that_is_small_enough_is_not_divided():
+    report = sk.initialize(Scaled(4, 0.25), "auto", torch.randn(32, 8))
+    assert [entry.branches for entry in report] == [1] * 6
+    assert report[1].gain == pytest.approx(2**0.5)
+    assert sk.initialize(Scaled(4, 0.0), "auto", torch.randn(32, 8))[1].branches == 1
+    odd = sk.initialize(Scaled(4, 1.0, torch.tanh), "auto", torch.randn(32, 8))
+    assert odd[1].gain == pytest.approx(sk.gain("tanh").forward / 2)  # an odd one has no mean
+
+
+@pytest.mark.parametrize("blocks", [4, 32])
+def test_the_sum_of_many_blocks_stays_of_order_one(blocks):
+    torch.manual_seed(0)
+    model, x = Scaled(blocks, 1.0, width=256), torch.randn(64, 8)
+    sk.initialize(model, "auto", x)
+    seen = []
+    model.head.register_forward_pre_hook(lambda _, args: seen.append(args[0].square().mean()))
+    model(x)
+    assert 1 < seen[0].item() < 4  # e, for branches that grow with x and share no mean
+
+
+def test_a_saturating_first_layer_is_met_at_q_1():
+    """Its pre-activations have the second moment for which the gain is made."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(200, 400), nn.Hardtanh(), nn.Linear(400, 400), nn.Hardtanh())
+    x = 5 + 2 * torch.randn(400, 200)
+    sk.initialize(model, "auto", x)
+    first = model[0](x).square().mean().item()
+    second = model[:3](x).square().mean().item()
+    assert first == pytest.approx(1, rel=0.1)
+    assert second == pytest.approx(1, rel=0.1)
+    kaiming = sk.initialize(model, "kaiming", x)[0]
+    assert kaiming.gain == pytest.approx(sk.gain("hardtanh").forward)
 
 
 def test_in_place_sums_are_blocks_too():
