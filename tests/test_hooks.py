@@ -70,6 +70,8 @@ def write(root, folder, pages=PAGES, **settings):
         (docs / name).parent.mkdir(parents=True, exist_ok=True)
         (docs / name).write_text(text)
     shutil.copytree(root / "docs" / "assets", docs / "assets", dirs_exist_ok=True)
+    if (compiled := root / ".cache" / "templates").exists():  # by the build of the real site
+        shutil.copytree(compiled, folder / ".cache" / "templates", dirs_exist_ok=True)
     settings = {
         "INHERIT": str(root / "mkdocs.yml"),
         "hooks": [str(root / "scripts" / "mkdocs_hooks.py")],
