@@ -35,6 +35,22 @@ def test_memory_is_that_of_torch():
     assert benchmark.peak_memory(step, "cpu") == 2**20
 
 
+def test_memory_counts_what_a_method_keeps_between_steps(monkeypatch):
+    import contextlib
+
+    @contextlib.contextmanager
+    def keeping(training):
+        kept = torch.empty(2**18)
+        yield training.step
+        del kept
+
+    monkeypatch.setitem(benchmark.METHODS, "keeping", (keeping, ""))
+    training = benchmark.Training(small, "cpu")
+    training.step()
+    bare, more = (benchmark.held_memory(m, training, "cpu") for m in ("bare", "keeping"))
+    assert more - bare == 2**20
+
+
 def test_report(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(benchmark, "MODELS", dict.fromkeys(benchmark.MODELS, small))
     path = tmp_path / "probe.json"
@@ -49,6 +65,9 @@ def test_report(monkeypatch, tmp_path, capsys):
     rows = [row for model in report["models"] for row in model["rows"]]
     assert len(rows) == 3 * 6
     assert all(row["ratio"] > 0 for row in rows)
+    assert all(
+        low <= row["ratio"] <= high for row in rows for low, high in [row["ratio_quartiles"]]
+    )
     judged = [row for row in rows if "within" in row]
     assert len(judged) == 6
     assert status == int(not all(row["within"] for row in judged))

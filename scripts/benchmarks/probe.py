@@ -1,7 +1,8 @@
 """What watching a training step costs: `sk.Probe` beside what else people use.
 
-Three models, each trained by AdamW: the ratio to the bare step (median over rounds, all methods
-interleaved round by round) and the peak of memory above the bare step's. "naive hooks" reads mean,
+Three models, each trained by AdamW: the ratio to the bare step (median over rounds; in each round
+every method runs between two runs of the bare step) and the peak of memory above the bare step's,
+with what the method keeps from step to step. "naive hooks" reads mean,
 std, norms and nan of every output, gradient and parameter with `.item()`. Peers that are not
 installed are named and left out: `pip install -e .[bench]` brings them. On a GPU also the step's
 time and how often the host waits for the device. Run from the repository root:
@@ -13,14 +14,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import importlib.metadata
 import importlib.util
-import itertools
 import json
 import os
 import platform
 import statistics
-import tempfile
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,59 +32,13 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 import stabilitykit as sk
+from scripts.benchmarks._peers import anomaly, naive, tensorboard, torchlens, wandb_watch
+from scripts.benchmarks._workloads import MODELS, Step, Training
 
 RATIO = {"MLP 20×512": 1.20, "CNN, 8 layers": 1.10, "transformer, 4 layers": 1.05}  # mode "hybrid"
 IDLE, MEMORY = 1.03, 2 * 2**20
-Step = Callable[[], None]
-
-
-def mlp() -> tuple[nn.Module, Tensor]:
-    layers = [part for _ in range(20) for part in (nn.Linear(512, 512), nn.ReLU())]
-    for layer in layers[::2]:  # by torch's default its signal dies out
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    return nn.Sequential(*layers), torch.randn(128, 512)
-
-
-def cnn() -> tuple[nn.Module, Tensor]:
-    layers: list[nn.Module] = []
-    widths = (3, 32, 32, 64, 64, 128, 128, 256, 256)
-    for place, (before, after) in enumerate(itertools.pairwise(widths)):
-        stride = 2 if before < after and place else 1
-        layers += [
-            nn.Conv2d(before, after, 3, stride, padding=1),
-            nn.BatchNorm2d(after),
-            nn.ReLU(),
-        ]
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 10))
-    return model, torch.randn(32, 3, 32, 32)
-
-
-def transformer() -> tuple[nn.Module, Tensor]:
-    layer = nn.TransformerEncoderLayer(256, 4, 1024, 0.0, "gelu", batch_first=True, norm_first=True)
-    return nn.TransformerEncoder(layer, 4, enable_nested_tensor=False), torch.randn(16, 64, 256)
-
-
-MODELS = dict(zip(RATIO, (mlp, cnn, transformer), strict=True))
-
-
-class Training:
-    """A model with its optimiser and one step of it."""
-
-    def __init__(self, build: Callable[[], tuple[nn.Module, Tensor]], device: str) -> None:
-        torch.manual_seed(0)
-        model, x = build()
-        self.model, self.x = model.to(device), x.to(device)
-        with torch.no_grad():  # a loss that training does not bring to 0, nor gradients with it
-            self.y = torch.randn_like(self.model(self.x))
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
-
-    def step(self) -> None:
-        self.optimizer.zero_grad()
-        (self.model(self.x) - self.y).square().mean().backward()
-        self.optimizer.step()
 
 
 Method = Callable[[Training], contextlib.AbstractContextManager[Step]]
@@ -108,91 +63,6 @@ def removed(training: Training) -> Iterator[Step]:
     with sk.Probe(training.model, training.optimizer):
         training.step()
     yield training.step
-
-
-@contextlib.contextmanager
-def naive(training: Training) -> Iterator[Step]:
-    seen: list[tuple[float, ...]] = []
-
-    def look(tensor: Tensor) -> None:
-        values = (tensor.mean(), tensor.std(), tensor.norm(), tensor.isnan().any())
-        seen.append(tuple(value.item() for value in values))
-
-    def hook(module: nn.Module, _: Any, output: Any) -> None:
-        tensor = output[0] if isinstance(output, tuple) else output
-        look(tensor.detach())
-        tensor.register_hook(look)
-
-    def step() -> None:
-        seen.clear()
-        before = [parameter.detach().clone() for parameter in training.model.parameters()]
-        training.step()
-        for parameter, old in zip(training.model.parameters(), before, strict=True):
-            for tensor in (parameter.detach(), parameter.grad, parameter.detach() - old):
-                look(tensor)  # type: ignore[arg-type]
-
-    leaves = [module for module in training.model.modules() if not list(module.children())]
-    handles = [module.register_forward_hook(hook) for module in leaves]
-    try:
-        yield step
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def anomaly(training: Training) -> Iterator[Step]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that it is slow
-        detector = torch.autograd.detect_anomaly()
-    with detector:
-        yield training.step
-
-
-@contextlib.contextmanager
-def tensorboard(training: Training) -> Iterator[Step]:
-    from torch.utils.tensorboard import SummaryWriter
-
-    with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:
-
-        def step() -> None:
-            training.step()
-            for name, parameter in training.model.named_parameters():
-                writer.add_histogram(f"weight/{name}", parameter, 0)
-                writer.add_histogram(f"gradient/{name}", parameter.grad, 0)
-
-        yield step
-
-
-@contextlib.contextmanager
-def wandb_watch(training: Training) -> Iterator[Step]:
-    import wandb
-
-    with tempfile.TemporaryDirectory() as folder:
-        settings = wandb.Settings(silent=True, console="off", disable_git=True)
-        run = wandb.init(mode="offline", dir=folder, project="benchmark", settings=settings)
-        run.watch(training.model, log="all", log_freq=1)
-
-        def step() -> None:
-            training.step()
-            run.log({})
-
-        try:
-            yield step
-        finally:
-            run.unwatch(training.model)
-            run.finish()
-
-
-@contextlib.contextmanager
-def torchlens(training: Training) -> Iterator[Step]:
-    import torchlens as lens
-
-    def step() -> None:
-        training.step()
-        lens.trace(training.model, training.x)
-
-    yield step
 
 
 METHODS: dict[str, tuple[Method, str]] = {
@@ -251,37 +121,74 @@ def synchronisations(step: Step) -> int:
     return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
+def steady_heap() -> None:
+    """Keep glibc from giving freed memory back and asking for it again, at random between steps.
+
+    That costs the bare step up to a tenth of its time, which is not the methods' doing.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+            libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+
+
+def timed(step: Step, steps: int, device: str) -> float:
+    """Median seconds of a step, after one to warm up."""
+    step()
+    settle(device)
+    times = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        step()
+        settle(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def held_memory(method: str, training: Training, device: str) -> int:
+    """Peak from before the method is set up to the end of its second step."""
+
+    def run() -> None:
+        with METHODS[method][0](training) as step:
+            step()
+            step()
+
+    training.optimizer.zero_grad()
+    return peak_memory(run, device)
+
+
 def measure(name: str, methods: list[str], rounds: int, steps: int, device: str) -> dict[str, Any]:
-    """One model: every round runs all methods, each after a step to warm up."""
+    """One model: every round runs all methods, each between two runs of the bare step."""
     training = Training(MODELS[name], device)
     for _ in range(3):
         training.step()
-    times: dict[str, list[float]] = {method: [] for method in methods}
-    memory: dict[str, int] = {}
+    others = [method for method in methods if method != "bare"]
+    memory = {method: held_memory(method, training, device) for method in methods}
     waits: dict[str, int] = {}
+    times: dict[str, list[float]] = {method: [] for method in methods}
+    ratios: dict[str, list[float]] = {method: [] for method in others}
     for turn in range(rounds):
-        for method in methods[turn % len(methods) :] + methods[: turn % len(methods)]:
+        before = timed(training.step, steps, device)
+        for method in others[turn % len(others) :] + others[: turn % len(others)]:
             with METHODS[method][0](training) as step:
-                step()
-                settle(device)
-                for _ in range(steps):
-                    start = time.perf_counter()
-                    step()
-                    settle(device)
-                    times[method].append(time.perf_counter() - start)
-                if turn == 0:
-                    training.optimizer.zero_grad()
-                    memory[method] = peak_memory(step, device)
+                here = timed(step, steps, device)
                 if turn == 0 and device != "cpu":
                     waits[method] = synchronisations(step)
-    middle = {method: statistics.median(times[method]) for method in methods}
+            after = timed(training.step, steps, device)
+            ratios[method].append(2 * here / (before + after))
+            times[method].append(here)
+            times["bare"].append(after)
+            before = after
     rows = []
     for method in methods:
         more = memory[method] - memory["bare"]
+        around = sorted(ratios.get(method, [1.0]))
         row: dict[str, Any] = {
             "method": method,
-            "milliseconds": 1e3 * middle[method],
-            "ratio": middle[method] / middle["bare"],
+            "milliseconds": 1e3 * statistics.median(times[method]),
+            "ratio": statistics.median(around),
+            "ratio_quartiles": [around[len(around) // 4], around[-1 - len(around) // 4]],
             "ratio_of_fastest": min(times[method]) / min(times["bare"]),
             "extra_peak_bytes": more,
             "synchronisations": waits.get(method),
@@ -299,13 +206,14 @@ def show(report: dict[str, Any]) -> None:
         bare_ms = model["rows"][0]["milliseconds"]
         table = Table(title=f"{model['model']}: bare step {bare_ms:.1f} ms")
         table.add_column("method")
-        for column in ("of the bare step", "budget", "within", "extra peak MiB", "host waits"):
+        for column in ("of the bare step", "quartiles", "budget", "within", "MiB", "host waits"):
             table.add_column(column, justify="right")
         for row in model["rows"]:
             within = row.get("within")
             table.add_row(
                 row["method"],
                 f"{row['ratio']:.3f}",
+                "–".join(f"{ratio:.2f}" for ratio in row["ratio_quartiles"]),
                 f"{row['budget']:.2f}" if "budget" in row else "",
                 "" if within is None else "[green]yes" if within else "[red]no",
                 f"{row['extra_peak_bytes'] / 2**20:.2f}",
@@ -341,6 +249,7 @@ def main() -> int:
         parser.error("--rounds, --steps and --threads must be at least 1")
     torch.set_num_threads(arguments.threads)
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler reports its starts and stops
+    steady_heap()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     methods = [m for m in METHODS if not arguments.ours or m == "bare" or m.startswith("probe")]
     missing = [m for m in methods if METHODS[m][1] and not importlib.util.find_spec(METHODS[m][1])]
