@@ -50,6 +50,35 @@ def test_a_sick_model_gets_its_code_where_it_starts_and_is_cured(name, record_pr
         assert cured(case, parts, findings).findings == ()
 
 
+WEIGHTS = {"vanishing-signal", "exploding-signal", "vanishing-gradient", "exploding-gradient"}
+WEIGHTS |= {"saturated", "dead-units", "tied-units"}
+# "auto" draws the weights of layers; these are sick in what it leaves alone.
+UNTOUCHED = {
+    "batchnorm-dead": "a norm's bias",
+    "zero-lstm": "recurrent weights",
+    "plain-parameters-small": "parameters of the model itself",
+    "plain-parameters-large": "parameters of the model itself",
+}
+
+
+@pytest.mark.parametrize("name", [n for n, c in sick.SICK.items() if c.code in WEIGHTS])
+def test_initialize_cures_what_sick_weights_cause(name):
+    case = sick.SICK[name]
+    model, batch, loss_fn = sick.build(name)[:3]
+    model = case.edit(model) if case.edit else model
+    if name.startswith("plain-parameters"):
+        with pytest.raises(ValueError, match="has no linear or convolutional layer"):
+            sk.initialize(model, "auto", batch)
+        return
+    drawn = {entry.layer for entry in sk.initialize(model, "auto", batch)}
+    findings = sk.diagnose(model, batch, loss_fn).findings
+    if name in UNTOUCHED:
+        assert findings
+        assert all(f.layer not in drawn for f in findings)
+    else:
+        assert findings == ()
+
+
 @pytest.mark.parametrize("name", healthy.HEALTHY)
 def test_a_model_that_trains_gets_no_finding(name, record_property):
     findings = sk.diagnose(*healthy.confirmed(name)).findings

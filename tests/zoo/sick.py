@@ -275,6 +275,12 @@ sick(
     lambda: (nets.Residual(40), nets.table(), CE),
 )
 sick(
+    "residual-40-learnt-scale",
+    "exploding-signal",
+    "blocks.0",
+    lambda: (nets.Residual(40, scale=nn.Parameter(torch.ones(()))), nets.table(), CE),
+)
+sick(
     "plain-resnet-huge",
     "exploding-signal",
     "stem",
@@ -410,6 +416,16 @@ sick(
     "saturated",
     "0",
     lambda: (nets.scaled(nets.cnn(3, activation=nn.Hardtanh), 20.0), nets.images(), CE),
+)
+sick(
+    "hardtanh-cnn-12-wide",
+    "saturated",
+    "0",
+    lambda: (
+        nets.scaled(nets.cnn(12, channels=16, activation=nn.Hardtanh), 6.0),
+        nets.images(),
+        CE,
+    ),
 )
 
 # dead-units
