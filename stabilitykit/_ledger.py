@@ -71,7 +71,7 @@ class Ledger:
         """Forget the step, and the rows that the next one is not likely to need."""
         self.last = None
         self.drained += 1
-        self._needed |= {key: rows.used for key, rows in self._rows.items()}
+        self._needed = {key: rows.used for key, rows in self._rows.items()}
         self._rows = {key: rows for key, rows in self._rows.items() if rows.reset()}
         self._reduced: list[tuple[list[int], Tensor]] = []
         self._slots = 0
