@@ -27,6 +27,7 @@ class _Seen:
     weight: Tensor  # this process's part of it
     groups: tuple[Any, ...]  # the process groups over which a sharded parameter is spread
     slot: int  # of what `reduce_update` gives
+    flat: Tensor | None
     before: Tensor
     after: Tensor | None
     gradient: Tensor | None = None
@@ -63,11 +64,12 @@ class ParameterMeter:
             self.seen.append(_Seen(name, parameter, weight, groups, *self._weight(weight)))
         self._gradients()
 
-    def _weight(self, weight: Tensor) -> tuple[int, Tensor, Tensor | None]:
-        """Its slot, its (sampled) values, and where to write them after the step."""
+    def _weight(self, weight: Tensor) -> tuple[int, Tensor | None, Tensor, Tensor | None]:
+        """Its slot, a flat view, its (sampled) values, and where to write them after the step."""
         if self.ledger.mode == "exact":
             before = double(weight.reshape(-1))
-            return self.ledger.write(reduce_update(before[None], before[None]))[0], before, None
+            (slot,) = self.ledger.write(reduce_update(before[None], before[None]))
+            return slot, None, before, None
         # A pass over all weights would cost as much as the optimiser's: their sample has to do.
         flat = flattened(weight)
         whole = real(weight) if flat is None else flat
@@ -76,7 +78,7 @@ class ParameterMeter:
             "update", reduce_update, whole.dtype, whole.device, shape, shape, held=True
         )
         self.ledger.sample(weight, flat, before)
-        return slot, before, after
+        return slot, flat, before, after
 
     @torch.no_grad()
     def after(self, gradients: bool) -> None:
@@ -92,7 +94,7 @@ class ParameterMeter:
                 continue
             seen.updated = True
             if seen.after is not None:
-                self.ledger.sample(seen.weight, None, seen.after)
+                self.ledger.sample(seen.weight, seen.flat, seen.after)
             else:
                 after = double(seen.weight.reshape(-1))
                 values = reduce_update(seen.before[None], after[None])
