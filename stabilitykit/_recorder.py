@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,8 +58,8 @@ class Recorder:
             )
         else:
             self._handles += [
-                self.optimizer.register_step_pre_hook(self._before_update),
-                self.optimizer.register_step_post_hook(self._after_update),
+                self.optimizer.register_step_pre_hook(_uncompiled(self._before_update)),
+                self.optimizer.register_step_post_hook(_uncompiled(self._after_update)),
             ]
         self._begin()
 
@@ -235,3 +236,16 @@ class Recorder:
         for parameter in parameters:
             if parameter.grad_nonfinite:
                 yield NonFinite(number, parameter.parameter, 0, "gradient")
+
+
+def _uncompiled(function: Callable[..., None]) -> Callable[..., None]:
+    """A hook that torch.compile does not look into, nor into what it calls."""
+
+    def hook(*args: Any) -> None:
+        if "torch._dynamo" in sys.modules:  # its import takes seconds
+            torch.compiler.disable(function)(*args)
+        else:
+            function(*args)
+
+    hook._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return hook
