@@ -159,9 +159,10 @@ class Ensemble(nn.Module):
             x = x.expand(len(self.weights[0]), *x.shape)
         last = len(self.weights) - 1
         for layer, weight in enumerate(self.weights):
-            x = x @ weight.mT
             if self.biases:
-                x = x + self.biases[layer]
+                x = torch.baddbmm(self.biases[layer], x, weight.mT)
+            else:
+                x = x @ weight.mT
             if layer < last:
                 x = self.activation(x)
         return x
