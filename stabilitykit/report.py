@@ -31,7 +31,7 @@ def shown(value: float | str | None) -> str:
 
 
 def verdict(diagnosis: Diagnosis) -> str:
-    """One line."""
+    """How many findings, or healthy; how many layers; and the loss, in one line."""
     number = len(diagnosis.findings)
     said = "healthy" if diagnosis.healthy else f"{number} finding{'s' if number > 1 else ''}"
     layers = len({record.layer for record in diagnosis.records})
