@@ -158,11 +158,9 @@ class Ensemble(nn.Module):
         if x.ndim == 2:
             x = x.expand(len(self.weights[0]), *x.shape)
         last = len(self.weights) - 1
-        for layer, weight in enumerate(self.weights):
-            if self.biases:
-                x = torch.baddbmm(self.biases[layer], x, weight.mT)
-            else:
-                x = x @ weight.mT
+        biases = self.biases or [None] * (last + 1)
+        for layer, (weight, bias) in enumerate(zip(self.weights, biases, strict=True)):
+            x = x @ weight.mT if bias is None else torch.baddbmm(bias, x, weight.mT)
             if layer < last:
                 x = self.activation(x)
         return x
