@@ -55,8 +55,9 @@ def source(tmp_path, monkeypatch):
     path = tmp_path / "train.py"
     path.write_text(SOURCE)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    return path
+    yield path
+    for name in ("helper", "train"):
+        sys.modules.pop(name, None)
 
 
 def test_a_healthy_model_gives_0(source, capsys):
