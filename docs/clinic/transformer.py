@@ -145,11 +145,10 @@ optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
 print(sk.diagnose(model, batch, loss_fn, optimizer).findings[0].remedy)
 #> Multiply the learning rate by 0.01: `for g in optimizer.param_groups: g['lr'] *= 0.01`.
 history["remedy"] = train_it(make(), lr=0.03 * 0.01)
-history["a little more"] = train_it(make(), lr=0.002)
+healthy = make()
+history["a little more"] = train_it(healthy, lr=0.002)
 print(f"accuracy {history['a little more'][-1]:.1f}")
 #> accuracy 0.9
-healthy = make()
-train_it(healthy, lr=0.002)
 print("after training:", sk.diagnose(healthy, batch, loss_fn).findings or "healthy")
 #> after training: healthy
 
