@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import threading
+import time
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +35,16 @@ _LOADING_LINKS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", 
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *arguments):
         pass
+
+    def copyfile(self, source, outputfile):
+        if not self.path.endswith("?in-pieces"):
+            return super().copyfile(source, outputfile)
+        *pieces, rest = source.read().split(b"</tr>", maxsplit=8)
+        for piece in pieces:
+            outputfile.write(piece + b"</tr>")
+            outputfile.flush()
+            time.sleep(0.1)  # several frames of the browser
+        outputfile.write(rest)
 
 
 @pytest.fixture(scope="session")
@@ -175,6 +186,13 @@ def test_a_first_visit_is_small_steady_and_whole(visit, page, size, record_prope
         assert {what: list(seen) for what, seen in tab.evaluate(LOOK).items() if seen} == {}
         if size is DESK:
             assert violations(tab) == []
+        assert problems == []
+
+
+def test_a_table_that_comes_in_pieces_moves_nothing(visit):
+    with visit("reference/sources/?in-pieces") as (tab, problems, _):
+        assert tab.evaluate(MEASURE)[1] <= SHIFT
+        assert tab.locator("article table").first.is_visible()
         assert problems == []
 
 
