@@ -10,12 +10,13 @@ from functools import cached_property
 from pathlib import Path
 
 from . import cache as store
+from .child import Run
 from .compare import check_outputs, check_prose
 from .coverage import covered
 from .draw import themed
 from .parse import Claim, Page, parse
 from .problems import PageError, PageErrors
-from .run import Run, run
+from .run import run
 
 TIMEOUT = 120.0  # convention: seconds for one page on a busy machine; the plan allows 8
 

@@ -13,9 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .child import Run
 from .draw import COLOURS
 from .parse import Page
-from .run import Run
 
 _LIBRARIES = ("torch", "matplotlib", "numpy", "scipy", "scikit-learn")
 _KEEP_SECONDS = 14 * 24 * 3600  # convention: entries unused for two weeks go
