@@ -32,6 +32,7 @@ from scripts.pages.run import fork_server
 from scripts.site import kept
 from scripts.site.claims import claims_table
 from scripts.site.costs import costs_table
+from scripts.site.drawings import put_back, take_out
 from scripts.site.fonts import embed_fonts
 from scripts.site.formulas import (
     FormulaError,
@@ -66,6 +67,7 @@ class _Site:
     files: dict[str, File] = field(default_factory=dict)
     built: dict[str, Built] = field(default_factory=dict)
     characters: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    drawings: dict[str, list[str]] = field(default_factory=dict)
     errors: list[PageError] = field(default_factory=list)
     warned: set[str] = field(default_factory=set)
     surroundings: str = ""
@@ -199,7 +201,7 @@ def on_page_markdown(markdown, *, page, config, files):
             return ""
     if built and not notebook:  # mkdocs-jupyter shows those, and `on_page_content` mends them
         markdown, _ = get_data(render(built))
-        markdown += _offered(built)
+        markdown, _site.drawings[name] = take_out(markdown + _offered(built))
     for marker, table in inserted:
         markdown = markdown.replace(marker, table)
     return markdown
@@ -243,12 +245,13 @@ def _mended(html: str, page, files) -> tuple[str, dict[str, set[str]]]:
         _site.refuse(path.relative_to(_site.root).as_posix(), line, str(error))
 
     html = render_formulas(html, refuse)
+    shown = characters(html)
     entries = list(page.toc)
     while entries:
         entry = entries.pop()
         entry.title = render_bare(entry.title, refuse)
         entries += entry.children
-    return mend(html), characters(html)
+    return mend(put_back(html, _site.drawings.get(name, []))), shown
 
 
 @event_priority(-200)  # when mkdocstrings and autorefs have written all they write

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from functools import cache
 
-_SVG = re.compile(r'<svg class="sk-svg".*?</svg>', re.S)
+from .drawings import SVG
+
 _GLYPH = re.compile(
     r'<path id="[a-z0-9-]*?-(?P<glyph>DejaVu[\w-]*-[0-9a-f]+)" (?P<rest>[^>]*)/>\s*'
 )
@@ -34,7 +35,7 @@ def lighten(html: str) -> str:
         glyphs.update(own)
         return svg
 
-    html = _PLAIN.sub(r"\1", _SVG.sub(light, html))
+    html = _PLAIN.sub(r"\1", SVG.sub(light, html))
     if not glyphs:
         return html
     outlines = "".join(f'<path id="{name}" {glyphs[name]}/>' for name in sorted(glyphs))
