@@ -11,6 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
+from typing import TextIO
 from urllib.parse import urljoin
 
 from jinja2 import FileSystemBytecodeCache
@@ -37,11 +38,12 @@ from scripts.site.fonts import embed_fonts
 from scripts.site.formulas import (
     FormulaError,
     characters,
-    find,
     render_bare,
     render_formulas,
 )
 from scripts.site.kept import Rendered
+from scripts.site.locate import formula_line, link_line
+from scripts.site.lock import locked
 from scripts.site.mend import failed, mend
 from scripts.site.navigation import written
 from scripts.site.search import sections
@@ -89,6 +91,7 @@ class _Site:
 
 
 _site: _Site
+_lock: TextIO | None = None
 _serving = False
 
 
@@ -101,11 +104,14 @@ def on_startup(*, command, dirty) -> None:
 
 def on_config(config):
     """Start a build afresh."""
-    global _site
+    global _site, _lock
     if _REPOSITORY not in sys.path:
         sys.path.insert(0, _REPOSITORY)
     root = Path(config.config_file_path).resolve().parent
     _site = _Site(root, Path(config.docs_dir).resolve())
+    if _lock:
+        _lock.close()
+    _lock = locked(config.site_dir, root / ".cache" / "locks")
     logger = logging.getLogger("mkdocs.structure.pages")
     if not any(isinstance(known, _NameLine) for known in logger.filters):
         logger.addFilter(_NameLine())
@@ -241,7 +247,7 @@ def _mended(html: str, page, files) -> tuple[str, dict[str, set[str]]]:
 
     def refuse(error: FormulaError) -> None:
         package = sorted((_site.root / "stabilitykit").rglob("*.py"))
-        path, line = find(error.tex, [_site.root / name, *package])
+        path, line = formula_line(error.tex, [_site.root / name, *package])
         _site.refuse(path.relative_to(_site.root).as_posix(), line, str(error))
 
     html = render_formulas(html, refuse)
@@ -311,6 +317,8 @@ def on_post_build(*, config) -> None:
     if not _serving:
         embed_fonts(site / "assets" / "katex" / "katex.min.css", _site.characters, _rendered())
         trim_site(site)
+    if _lock:
+        _lock.close()
 
 
 def _notebook(html: str, page, files) -> str:
@@ -325,8 +333,8 @@ def _notebook(html: str, page, files) -> str:
         uri = normpath(f"{PurePosixPath(page.file.src_uri).parent}/{path}")
         file = files.get_file_from_path(uri) if path else page.file
         if file is None:
-            line = next(n for n, text in _lines(name) if target in text)
-            _site.refuse(name, line, f"the link {target!r} leads to no file")
+            text = (_site.root / name).read_text(encoding="utf-8")
+            _site.refuse(name, link_line(target, text), f"the link {target!r} leads to no file")
             return target
         if anchor:
             page.links_to_anchors.setdefault(file, {})[anchor] = target
@@ -338,11 +346,6 @@ def _notebook(html: str, page, files) -> str:
     page.present_anchor_ids = set(re.findall(r'\bid="([^"]+)"', html))
     errors = [error for error in _site.errors if error.name == name]
     return failed(errors) + html if errors else html
-
-
-def _lines(name: str) -> list[tuple[int, str]]:
-    text = (_site.root / name).read_text(encoding="utf-8")
-    return list(enumerate(text.splitlines(), 1))
 
 
 def _offered(built: Built) -> str:
@@ -378,8 +381,8 @@ class _NameLine(logging.Filter):
         found = _LINK_WARNING.search(record.getMessage())
         if found:
             path = _site.docs / found["page"]
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-            line = next((n for n, text in enumerate(lines, 1) if found["link"] in text), 1)
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            line = link_line(found["link"], text)
             name = path.relative_to(_site.root).as_posix()
             _site.warned.add(name)
             record.msg, record.args = f"{name}:{line}: {record.getMessage()}", ()

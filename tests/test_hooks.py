@@ -296,6 +296,13 @@ def test_a_corrupted_page_fails_the_build_and_names_the_line(
     assert any(message in row for row in told), told
 
 
+def test_the_line_is_that_of_the_fault_not_of_its_likes(refused):
+    page = "# T\n\n$a_1$, a_ in `a_`, [x](data.md)\n\nText.\n\n$a_$ and [y](a.md)\n"
+    said = refused({"index.md": page, "data.md": "# D\n"})
+    assert "docs/index.md:7: formula 'a_'" in said
+    assert "docs/index.md:7: Doc file 'index.md' contains a link 'a.md'" in said
+
+
 def test_all_that_is_wrong_is_told_at_once(refused):
     page = PAGES[PAGE].replace("print(half)", "print(half, 2)")
     index = PAGES["index.md"] + "\n$\\x$ and $\\y$\n"
@@ -322,6 +329,18 @@ def test_a_failed_build_says_so_without_a_traceback(root, tmp_path):
     assert done.returncode == 1
     assert "docs/index.md:3: formula '\\\\x': Undefined control sequence" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_two_builds_of_one_folder_take_turns(root, tmp_path):
+    pages = {f"p{n}.md": f"# Page {n}\n\nText.\n" for n in range(20)}
+    project = write(root, tmp_path, {"index.md": "# A\n"} | pages)
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+    kept = {"cwd": project, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    builds = [subprocess.Popen(command, **kept) for _ in range(3)]
+    said = [build.communicate(timeout=120)[0] for build in builds]
+    assert [build.returncode for build in builds] == [0, 0, 0], said
+    assert sum("Waiting for another build" in text for text in said) >= 1
+    assert len(list((project / "site").rglob("index.html"))) == 21
 
 
 def test_a_server_shows_what_fails_and_goes_on(root, tmp_path):

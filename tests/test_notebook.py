@@ -187,7 +187,8 @@ class TestNotebook:
         assert execute(built, tmp_path / "a").read_bytes() == (
             execute(built, tmp_path / "b").read_bytes()
         )
-        assert [p.name for p in (tmp_path / "a").iterdir()] == ["small.ipynb"]
+        written = [p for p in (tmp_path / "a").rglob("*") if p.is_file()]
+        assert written == [tmp_path / "a" / "docs" / "clinic" / "small.ipynb"]
 
     def test_the_packages_sources_are_in_the_key(self, write, tmp_path):
         """Unlike the plugin's own cache, ours runs again when the package changes."""

@@ -154,11 +154,28 @@ def test_a_page_writes_in_its_own_directory_only(site):
         f"__import__('os').mkdir({str(target)!r})",
         f"__import__('os').remove({str(site.root / 'docs' / 'a.md')!r})",
         f"open('here', 'w').close(); __import__('os').rename('here', {str(target)!r})",
+        f"__import__('os').symlink({str(site.root)!r}, 'link'); open('link/docs/left.txt', 'w')",
     ):
         ((line, message),) = corrupted(site, "half = 1 / 2", f"half = 1 / 2; {escape}")
         assert line == 9
         assert "a page may not write in the repository" in message
     assert sorted(p.name for p in site.root.rglob("*")) == ["a.md", "docs"]
+
+
+@pytest.mark.parametrize(
+    "escape",
+    [
+        "__import__('torch').save(1, {!r})",  # by code that is not Python's
+        "__import__('subprocess').run(['touch', {!r}])",
+    ],
+)
+def test_what_a_page_leaves_in_the_tree_fails_it(site, escape):
+    target = site.root / "docs" / "left.pt"
+    ((line, message),) = corrupted(
+        site, "half = 1 / 2", f"half = 1 / 2; {escape.format(str(target))}"
+    )
+    assert line == 6  # its first block
+    assert message.endswith("left docs/left.pt")
 
 
 def test_figures_and_downloads_are_the_same_bytes_on_every_run(site):

@@ -22,6 +22,7 @@ from scripts.pages.compare import agree, check_prose
         ("[ 0.43  -0.42]", "[0.43 -0.42]"),
         ("nan at layer 30", "nan at layer 30"),
         ("tensor([1.0000, 2.0000])", "tensor([1.0000, 2.0001])"),
+        ("[0. 2.]", "[0. 2.]"),
     ],
 )
 def test_agreement(printed, expected):
@@ -41,6 +42,9 @@ def test_agreement(printed, expected):
         ("nan", "0.5"),
         ("inf", "nan"),
         ("layer1 0.5", "layer2 0.5"),
+        ("[0. 2.]", "[0. 1.]"),
+        ("2", "2."),
+        ("2.0", "2."),
     ],
 )
 def test_disagreement(printed, expected):

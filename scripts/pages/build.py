@@ -17,6 +17,7 @@ from .draw import themed
 from .parse import Claim, Page, parse
 from .problems import PageError, PageErrors
 from .run import run
+from .tree import files
 
 TIMEOUT = 120.0  # convention: seconds for one page on a busy machine; the plan allows 8
 
@@ -115,7 +116,11 @@ def build(
         if result is None:
             if page.blocks:
                 tell(name, "running", 0.0)
+                before = files(root)
                 result = run(page, root, timeout)
+                if left := files(root) - before:
+                    message = f"this page may not write in the repository, and left {min(left)}"
+                    result = PageError(name, page.blocks[0].line, message)
             else:
                 result = Run([], [], 0.0)
         if isinstance(result, PageError):

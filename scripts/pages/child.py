@@ -188,7 +188,7 @@ def _protect(root: Path) -> None:
     def inside(path: object) -> bool:
         if not isinstance(path, (str, bytes, os.PathLike)):
             return False
-        absolute = os.path.abspath(os.fsdecode(path))
+        absolute = os.path.realpath(os.fsdecode(path))
         return absolute.startswith(prefix) and "__pycache__" not in absolute
 
     def hook(event: str, args: tuple[Any, ...]) -> None:

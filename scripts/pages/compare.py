@@ -22,8 +22,8 @@ _NOT_PROSE = re.compile(r"\$\$.*?\$\$|\$[^$]+\$|!?\[[^\]]*\]\([^)]*\)|<[^>]*>|ht
 def agree(printed: str, expected: str) -> bool:
     """Whether two lines say the same.
 
-    Text must be equal up to the width of spaces. Whole numbers must be equal; other numbers may
-    differ by one unit in the last digit that the expectation prints.
+    Text must be equal up to the width of spaces. Whole numbers, `2.` among them, must be equal;
+    other numbers may differ by one unit in the last digit that the expectation prints.
     """
     words, numbers = _split(printed)
     expected_words, expected_numbers = _split(expected)
@@ -42,8 +42,8 @@ def _split(line: str) -> tuple[str, list[str]]:
 
 def _close(printed: str, expected: str) -> bool:
     a, b = _decimal(printed), _decimal(expected)
-    if re.fullmatch(r"[-+−]?\d+", expected):
-        return a == b and "." not in printed and "e" not in printed.lower()
+    if whole := re.fullmatch(r"[-+−]?\d+(\.?)", expected):
+        return a == b and re.fullmatch(rf"[-+−]?\d+{re.escape(whole[1])}", printed) is not None
     exponent = b.as_tuple().exponent
     assert isinstance(exponent, int)
     return abs(a - b) <= Decimal(1).scaleb(exponent)

@@ -40,8 +40,8 @@ def execute(built: Built, folder: Path) -> Path:
     page = built.page
     numbers = {block.line: number for number, block in enumerate(page.blocks)}
     made = notebook(page, lambda block: _cell(built, numbers[block.line]), lambda figure: "")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{Path(page.name).stem}.ipynb"
+    path = (folder / page.name).with_suffix(".ipynb")
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, nbformat.writes(made).encode())
     return path
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from html import escape, unescape
 from pathlib import Path
@@ -134,13 +134,3 @@ def _rendered(tex: str, display: bool, refuse: Callable[[FormulaError], None]) -
     except FormulaError as error:
         refuse(error)
         return f"<code>{escape(error.tex)}</code>"
-
-
-def find(tex: str, paths: Sequence[Path]) -> tuple[Path, int]:
-    """Where a formula stands: the first of some files that holds it, or its first line."""
-    words = r"\s+".join(map(re.escape, tex.split()))
-    for path in paths:
-        text = path.read_text(encoding="utf-8")
-        if found := re.search(words, text):
-            return path, text.count("\n", 0, found.start()) + 1
-    return paths[0], 1
