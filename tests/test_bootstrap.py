@@ -172,6 +172,8 @@ class TestInstallation:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # Whoever starts the tests in the background has it ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         for line in process.stdout:
             if line.startswith("Installing"):
