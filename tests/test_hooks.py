@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from html import unescape
 
 import pytest
@@ -18,6 +17,8 @@ import yaml
 from mkdocs.commands import build as mkdocs
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
+from playwright.sync_api import Error as PlaywrightError
+from playwright.sync_api import sync_playwright
 
 PAGES = {
     "index.md": """\
@@ -343,7 +344,8 @@ def test_two_builds_of_one_folder_take_turns(root, tmp_path):
     assert len(list((project / "site").rglob("index.html"))) == 21
 
 
-def test_a_server_shows_what_fails_and_goes_on(root, tmp_path):
+def test_a_reader_sees_each_change_as_it_is_saved(root, tmp_path, chromium):
+    """`make serve` without its set-up, and a tab that nobody reloads."""
     project = write(
         root,
         tmp_path,
@@ -351,34 +353,32 @@ def test_a_server_shows_what_fails_and_goes_on(root, tmp_path):
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mkdocs", "serve", "--dev-addr", f"127.0.0.1:{port}"]
+        port = str(free.getsockname()[1])
+    command = [sys.executable, str(root / "scripts" / "serve.py"), "--port", port]
     log = tmp_path / "log"
-
-    def wait_for(text, seconds=60):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            try:
-                url = f"http://127.0.0.1:{port}/room/page/"
-                with urllib.request.urlopen(url, timeout=10) as answer:
-                    shown = answer.read().decode()
-            except OSError:
-                shown = ""
-            if text in shown:
-                return
-            time.sleep(0.1)
-        pytest.fail(f"{text!r} was not shown; the server said:\n{log.read_text()}")
-
-    with log.open("w") as output:
+    with log.open("w") as output, sync_playwright() as playwright:
         server = subprocess.Popen(
             command, cwd=project, stdout=output, stderr=output, env=os.environ | {"CI": ""}
         )
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        tab = browser.new_page()
+
+        def wait_for(text):
+            told = "text => document.querySelector('article').innerText.includes(text)"
+            try:
+                tab.wait_for_function(told, arg=text, timeout=60_000)
+            except PlaywrightError as error:
+                pytest.fail(f"{text!r} was not shown; the server said:\n{log.read_text()}{error}")
+
         try:
-            wait_for("#&gt; 0.5")
+            while server.poll() is None and "Serving on" not in log.read_text():
+                time.sleep(0.1)
+            tab.goto(f"http://127.0.0.1:{port}/room/page/")
+            wait_for("#> 0.5")
             page = project / "docs" / PAGE
             before = len(log.read_text())
             page.write_text(PAGES[PAGE].replace("half = 1 / 2", "half = 1 / 4"))
-            wait_for(f"docs/{PAGE}:10: printed &#x27;0.25&#x27;, expected &#x27;0.5&#x27;")
+            wait_for(f"docs/{PAGE}:10: printed '0.25', expected '0.5'")
             page.write_text(PAGES[PAGE].replace("1 / 2\n", "2 / 4\n").replace("Text", "New text"))
             wait_for("New text")
             said = log.read_text()[before:]
@@ -386,6 +386,7 @@ def test_a_server_shows_what_fails_and_goes_on(root, tmp_path):
             assert "docs/index.md: ran" not in said  # unchanged pages are not run again
             assert server.poll() is None
         finally:
+            browser.close()
             server.terminate()
             server.wait(30)
 
