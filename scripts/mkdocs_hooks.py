@@ -128,11 +128,10 @@ def on_files(files, config):
         if file.src_uri.endswith((".md", ".py")) and file.abs_src_path
     }
     _site.built = _build({name: _site.root / name for name in _site.files})
-    for name, built in _site.built.items():
+    for name in _site.built:
         if name.endswith(".py"):
-            # mkdocs-jupyter renders what the engine has run.
-            notebook = execute(built, _site.root / ".cache" / "notebooks")
-            _site.files[name].abs_src_path = str(notebook)
+            # mkdocs-jupyter renders what the engine has run: see `on_page_markdown`.
+            _site.files[name].abs_src_path = str(_notebooks() / f"{name.removesuffix('.py')}.ipynb")
     _site.surroundings = kept.surroundings(Path(config.config_file_path), files)
     if docstrings := config.plugins.get("mkdocstrings"):
         _compile_once(docstrings.get_handler("python").env)
@@ -176,6 +175,12 @@ def _build(pages: dict[str, Path]) -> dict[str, Built]:
                 pages = {name: path for name, path in pages.items() if name not in failed}
 
 
+def on_page_read_source(*, page, config):
+    """A notebook is not read as text; it is written once it is clear that it will be rendered."""
+    name = _site.name(page.file)
+    return "" if name.endswith(".py") and name in _site.built else None
+
+
 def on_page_markdown(markdown, *, page, config, files):
     """The page as the engine renders it, its claims, and the links to its downloads."""
     name = _site.name(page.file)
@@ -205,7 +210,9 @@ def on_page_markdown(markdown, *, page, config, files):
             _site.kept[name] = found
             page.content, page.render = "", lambda config, files: None
             return ""
-    if built and not notebook:  # mkdocs-jupyter shows those, and `on_page_content` mends them
+    if built and notebook:  # mkdocs-jupyter shows it, and `on_page_content` mends it
+        execute(built, _notebooks())
+    elif built:
         markdown, _ = get_data(render(built))
         markdown, _site.drawings[name] = take_out(markdown + _offered(built))
     for marker, table in inserted:
@@ -215,6 +222,10 @@ def on_page_markdown(markdown, *, page, config, files):
 
 def _rendered() -> Path:
     return _site.root / ".cache" / "rendered"
+
+
+def _notebooks() -> Path:
+    return _site.root / ".cache" / "notebooks"
 
 
 def on_page_content(html, *, page, config, files):

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from scripts.site.lighten import lighten, relative
-from scripts.site.stylesheets import trim, words_of
+from scripts.site.stylesheets import html_words, trim, words_of
 
 FIGURE = (
     '<svg class="sk-svg" role="img" aria-label="A" viewBox="0 0 9 9" '
@@ -121,5 +121,7 @@ def test_nothing_goes_where_all_is_known():
 
 
 def test_words_are_those_that_a_class_could_be():
-    assert words_of('<p class="md-nav a_1">x</p>') >= {"md-nav", "a_1"}
+    html = '<p id=x class="md-nav a_1">note</p><b class=c style="--md-a:1"><script>on("d")</script>'
+    assert html_words(html) >= {"md-nav", "a_1", "c", "--md-a", "d"}
+    assert "note" not in html_words(html)
     assert "--md-hue" in words_of("e.style.setProperty('--md-hue', 1)")

@@ -14,7 +14,9 @@ _GROUPS = ("@media", "@supports", "@layer", "@container")
 def trim_site(site: Path) -> None:
     """Cut a built site's style sheets down to what its pages and scripts can show."""
     words: set[str] = set()
-    for path in [*site.rglob("*.html"), *site.glob("assets/**/*.js")]:
+    for path in site.rglob("*.html"):
+        words |= html_words(path.read_text(encoding="utf-8"))
+    for path in site.glob("assets/**/*.js"):
         words |= words_of(path.read_text(encoding="utf-8"))
     sheets = {path: path.read_text(encoding="utf-8") for path in site.glob("assets/**/*.css")}
     # One sheet sets the colours that another uses.
@@ -28,7 +30,7 @@ def trim(css: str, words: Set[str]) -> str:
 
     Args:
         css: the style sheet.
-        words: every word that a class could be, from the site's HTML and scripts.
+        words: the classes and custom properties of the site's HTML, and all words of its scripts.
     """
     css = _TOKEN.sub(lambda token: "" if token[0].startswith("/*") else token[0], css)
     kept = _rules(css, words)
@@ -45,9 +47,18 @@ def trim(css: str, words: Set[str]) -> str:
         kept = shorter
 
 
-def words_of(text: str) -> set[str]:
-    """The words of HTML or of a script that could be a class or a custom property."""
-    return set(re.findall(r"-?-?[A-Za-z_][\w-]*", text))
+def html_words(html: str) -> set[str]:
+    """The classes and custom properties of a page, and all words of the scripts within it."""
+    classes = re.findall(r"\sclass=(?:\"([^\"]*)\"|'([^']*)'|([^\s>\"']+))", html)
+    words = {word for found in classes for value in found for word in value.split()}
+    for script in re.findall(r"<script\b.*?</script>", html, re.S):
+        words |= words_of(script)
+    return words.union(re.findall(r"--[A-Za-z_][\w-]*", html))
+
+
+def words_of(script: str) -> set[str]:
+    """The words of a script that could be a class or a custom property."""
+    return set(re.findall(r"-?-?[A-Za-z_][\w-]*", script))
 
 
 def _rules(css: str, words: Set[str]) -> str:
