@@ -98,8 +98,8 @@ _serving = False
 def on_startup(*, command, dirty) -> None:
     global _serving
     _serving = command == "serve"
-    if _serving:
-        fork_server()  # ready before the first page is changed
+    if _serving or not (Path(_REPOSITORY) / ".cache" / "pages").exists():
+        fork_server()  # it loads for seconds, beside whatever comes before the first page
 
 
 def on_config(config):

@@ -137,8 +137,11 @@ def build(
         tell(name, "cached" if cached or not page.blocks else "ran", result.seconds)
         return Built(page, result, cached)
 
+    # The longest first, so that no core is left waiting for one long page at the end.
+    longest = sorted(paths, key=lambda path: -path.stat().st_size)
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
-        results = list(pool.map(one, paths))
+        done = dict(zip(longest, pool.map(one, longest), strict=True))
+    results = [done[path] for path in paths]
     errors = [error for result in results if isinstance(result, list) for error in result]
     if errors:
         raise PageErrors(errors)
