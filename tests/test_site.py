@@ -189,6 +189,15 @@ def test_a_first_visit_is_small_steady_and_whole(visit, page, size, record_prope
         assert problems == []
 
 
+@pytest.mark.parametrize("width", [320, 768, 960, 1100, 1220, 1920])
+def test_text_keeps_its_margin_at_every_width(visit, width):
+    with visit("signal/gain/", {"width": width, "height": 800}) as (tab, _, _):
+        box = tab.locator("article h1").bounding_box()
+        assert box["x"] >= 12
+        assert box["x"] + box["width"] <= width - 12
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+
+
 def test_a_table_that_comes_in_pieces_moves_nothing(visit):
     with visit("reference/sources/?in-pieces") as (tab, problems, _):
         assert tab.evaluate(MEASURE)[1] <= SHIFT
