@@ -11,10 +11,19 @@ REPORT = {
     "machine": {"processor": "x", "cores": 2, "threads": 1, "device": "cpu"},
     "rounds": 9,
     "models": [
-        {"model": model, "rows": [ROW | {"method": "bare", "ratio": 1.0}, other]}
-        for model, other in (
-            ("MLP", ROW | {"method": "probe, hybrid", "ratio": 1.234}),
-            ("CNN", ROW | {"method": "probe, hybrid", "ratio": 1.056}),
+        {"model": model, "rows": [ROW | {"method": "bare", "ratio": 1.0}, *others]}
+        for model, others in (
+            (
+                "MLP",
+                [
+                    ROW | {"method": "peer", "ratio": 3.0, "extra_peak_bytes": 2**30},
+                    ROW | {"method": "probe, hybrid", "ratio": 1.234, "extra_peak_bytes": 635124},
+                ],
+            ),
+            (
+                "CNN",
+                [ROW | {"method": "probe, hybrid", "ratio": 1.056, "extra_peak_bytes": 2**20}],
+            ),
         )
     ],
 }
@@ -24,7 +33,13 @@ def test_costs_are_those_of_the_report(tmp_path):
     path = tmp_path / "probe.json"
     path.write_text(json.dumps(REPORT))
     rows = costs_table(path).splitlines()
-    assert rows[0] == "|  | MLP | CNN |"
-    assert rows[3] == "| probe, hybrid | 1.23 | 1.06 |"
+    assert rows[:5] == [
+        "|  | MLP | MiB | CNN | MiB |",
+        "| --- | --: | --: | --: | --: |",
+        "| bare | 1.00 | 0.0 | 1.00 | 0.0 |",
+        "| peer | 3.00 | 1024.0 |  |  |",
+        "| probe, hybrid | 1.23 | 0.6 | 1.06 | 1.0 |",
+    ]
+    assert "MiB: by how much the peak" in rows[-1]
     assert "2026-01-02, cpu, 1 thread, 9 rounds" in rows[-1]
     assert "torch 2.13.0" in rows[-1]

@@ -149,6 +149,13 @@ class TestScript:
         assert [block.code.strip() for block in page.blocks] == cells
 
 
+def test_first_page_cures_its_patient_in_fifteen_lines():
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    code = parse(text, "docs/index.md").blocks[0].code
+    assert "sk.gain(" in code
+    assert sum(1 for line in code.splitlines() if line and not line.startswith("#>")) <= 15
+
+
 class TestLies:
     """Each is refused with the script's own line."""
 

@@ -8,24 +8,38 @@ from typing import Any
 
 
 def costs_table(measured: Path) -> str:
-    """One row a method, one column a model: the step's time as a multiple of the bare step's.
+    """One row a method, two columns a model: the time of a step and the memory that it adds.
 
     Args:
         measured: what `python -m scripts.benchmarks.probe --json` wrote.
     """
     report = json.loads(measured.read_text(encoding="utf-8"))
     models = report["models"]
-    ratios: dict[str, list[float]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for model in models:
         for row in model["rows"]:
-            ratios.setdefault(row["method"], []).append(row["ratio"])
-    head = ["", *(f"{m['model']}" for m in models)]
-    lines = [head, ["---", *["--:"] * len(models)]]
-    lines += [[method, *(f"{r:.2f}" for r in ratios[method])] for method in ratios]
+            rows.setdefault(row["method"], {})[model["model"]] = row
+    names = [model["model"] for model in models]
+    lines = [["", *(cell for name in names for cell in (name, "MiB"))]]
+    lines.append(["---", *["--:"] * (2 * len(names))])
+    lines += [
+        [method, *(cell for name in names for cell in _cells(of.get(name)))]
+        for method, of in rows.items()
+    ]
     bare = ", ".join(f"{model['rows'][0]['milliseconds']:.1f}" for model in models)
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    said = f"Median time of a step, as a multiple of the bare step's ({bare} ms)."
+    said = (
+        f"Median time of a step, as a multiple of the bare step's ({bare} ms). MiB: by how much "
+        "the peak of the memory that torch allocates is higher than in the bare step; what other "
+        "libraries allocate is not counted."
+    )
     return f"{table}\n\n{said} {_where(report)}\n"
+
+
+def _cells(row: dict[str, Any] | None) -> tuple[str, str]:
+    if row is None:  # not measured on this model
+        return "", ""
+    return f"{row['ratio']:.2f}", f"{row['extra_peak_bytes'] / 2**20:.1f}"
 
 
 def _where(report: dict[str, Any]) -> str:
