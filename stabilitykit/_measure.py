@@ -282,7 +282,8 @@ def along(
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(before[name] + scale * moves[name])
-            return stretch(loss, evaluate(), scale * promise)
+        # With autograd, as the first loss was: without it layers may take other paths.
+        return stretch(loss, evaluate(), scale * promise)
 
     value, factor = at(1.0), 1.0
     while value > 1 and factor > 1e-12 and at(factor) > 1:
