@@ -132,9 +132,12 @@ def diagnose(
     """
     inputs, targets = intake(model, batch, loss_fn, optimizer)
     model = unwrapped(model)
-    given = tensors(inputs) + tensors(targets)
-    with torch.inference_mode(False), torch.enable_grad(), restored(model, optimizer, given):
-        return _run(model, inputs, targets, loss_fn, optimizer)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        restored(model, optimizer, batch, loss_fn) as randomness,
+    ):
+        return _run(model, inputs, targets, loss_fn, optimizer, randomness)
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:
@@ -175,8 +178,9 @@ def _run(
     targets: Any,
     loss_fn: LossFunction,
     optimizer: torch.optim.Optimizer | None,
+    randomness: Randomness,
 ) -> Diagnosis:
-    randomness, watch, losses = Randomness(), Watch(), LossWatch()
+    watch, losses = Watch(), LossWatch()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     floating = [t for t in tensors(inputs) if t.is_floating_point()]
     with Probe(model, optimizer, mode="exact") as probe:

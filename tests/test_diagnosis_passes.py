@@ -103,3 +103,16 @@ def test_autocast_is_diagnosed_as_single_precision(around, variance):
         found = sk.diagnose(model, batch, F.cross_entropy, adam(model))
     assert codes(found) == codes(expected)
     assert found.loss == pytest.approx(expected.loss, rel=0.02)
+
+
+def test_autocast_keeps_no_weights_over_steps():
+    """It casts a weight once, and has the copy until it ends: the step would go unseen."""
+    torch.manual_seed(0)
+    model, batch = nets.stack([16, 64, 4]), nets.table()
+    optimizer = torch.optim.SGD(model.parameters(), lr=100.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sk.diagnose(model, batch, F.cross_entropy, optimizer)
+        outputs = model(batch[0])
+    assert [one.code for one in found.findings] == ["update-too-large"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(batch[0]), outputs)
