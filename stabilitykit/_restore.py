@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -89,10 +89,34 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return bool(same.all())  # NaN differs from itself and is written back, bits and all
 
 
+class Start(Randomness):
+    """All that a pass may change beside the model's parameters: buffers, batch, attributes, …
+
+    Args:
+        held: what the pass may reach.
+        parameters: left alone.
+    """
+
+    def __init__(self, held: Held, parameters: Iterable[Tensor]) -> None:
+        super().__init__(held.generators)
+        left = {id(parameter) for parameter in parameters}
+        self.containers = [contents(container) for container in held.containers]
+        self.arrays = [(array, array.copy()) for array in held.arrays if array.flags.writeable]
+        self.values = Values([t for t in held.tensors if id(t) not in left])
+
+    def restore(self) -> None:
+        for restore in self.containers:
+            restore()
+        for array, content in self.arrays:
+            array[...] = content
+        self.values.restore()
+        super().restore()
+
+
 @contextmanager
 def restored(
     model: nn.Module, optimizer: torch.optim.Optimizer | None, batch: Any, loss_fn: Any = None
-) -> Iterator[Randomness]:
+) -> Iterator[Start]:
     """Run anything on a model; afterwards all is bit-identical, also after an exception.
 
     Kept are values and gradients (the same tensors, which autograd takes for never changed) of all
@@ -111,14 +135,12 @@ def restored(
         loss_fn: None, a module, or a function that may call modules.
 
     Yields:
-        The random state at the start.
+        What puts back all but the model's parameters, for another pass like the first.
     """
-    held = Held(model, optimizer, batch, loss_fn)
-    containers = [contents(container) for container in held.containers]
-    arrays = [(array, array.copy()) for array in held.arrays if array.flags.writeable]
+    held, parameters = Held(model, optimizer, batch, loss_fn), list(model.parameters())
+    start, values = Start(held, parameters), Values(parameters)
     leaves = [t for t in held.tensors if t.is_leaf]
     gradients = [(leaf, leaf.grad, leaf.requires_grad) for leaf in leaves]
-    values, randomness = Values(held.tensors), Randomness(held.generators)
     caching = torch.is_autocast_cache_enabled()
     with ExitStack() as afterwards:
         for tensor in held.tensors:
@@ -133,14 +155,11 @@ def restored(
                 leaf.grad = None
         torch.set_autocast_cache_enabled(False)
         try:
-            yield randomness
+            yield start
         finally:
             torch.set_autocast_cache_enabled(caching)
-            for restore in containers:
-                restore()
+            start.restore()
             values.restore()
-            for array, content in arrays:
-                array[...] = content
             for leaf, gradient, required in gradients:
                 if leaf.is_leaf and leaf.requires_grad != required:
                     leaf.requires_grad_(required)
@@ -148,4 +167,3 @@ def restored(
                     leaf.grad = gradient
             for restore in hooks:
                 restore()
-            randomness.restore()
