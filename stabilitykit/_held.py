@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import UserDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from types import FunctionType, MethodType, SimpleNamespace
@@ -57,6 +57,8 @@ class Held:
             return list(value)
         elif isinstance(value, (tuple, frozenset)):
             return list(value)
+        elif isinstance(value, Mapping):
+            return list(value.values())
         elif isinstance(value, nn.Module):
             own = [*value.parameters(recurse=False), *value.buffers(recurse=False)]
             return [vars(value), *own, *value.children()]
