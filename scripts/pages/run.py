@@ -43,7 +43,10 @@ def run(page: Page, root: Path, timeout: float) -> Run | PageError:
     process.start()
     sender.close()
     try:
-        return _watch(page, process, receiver, timeout)
+        result = _watch(page, process, receiver, timeout)
+        if isinstance(result, Run):
+            process.join(1)  # else what it registered, such as locks, is reported as leaked
+        return result
     finally:
         if process.is_alive():
             _kill(process)
