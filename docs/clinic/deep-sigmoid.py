@@ -1,0 +1,336 @@
+# ---
+# description: A deep sigmoid classifier that stays at chance on real images, brought to health by changing one thing at a time.
+# ---
+
+# %% [markdown]
+# # Why do twenty sigmoid layers learn nothing?
+#
+# Here is a patient. Twenty layers, sigmoids behind all but the last, 64 units each, are to read
+# handwritten digits. The code has no bug, the data are clean, the loss is right. It trains, and after
+# ten epochs it names the right digit about once in ten. A die with ten faces does as well.
+#
+# We treat it as a doctor would: look, measure, change **one** thing, look again. Some of the
+# changes below do not help. They stay on the page, since ruling a cause out is half of finding
+# the right one.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+import stabilitykit as sk
+
+torch.set_num_threads(1)
+data = sk.digits()
+train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
+widths = [64, *19 * [64], 10]
+loss_fn = torch.nn.functional.cross_entropy
+print(f"{len(data.train_x)} images to learn from, {len(data.test_x)} to test on")
+#> 1258 images to learn from, 539 to test on
+
+# %% [markdown]
+# These are scikit-learn's digits: 8 × 8 pixels, each standardised to mean 0 and variance 1, so
+# the inputs are not the cause. One function makes a network, one trains it. Every treatment uses
+# both, so that whatever differs is the treatment.
+
+# %%
+def make(activation, weight_var=None, seed=0):
+    """A fresh network; `weight_var` is n·Var(w), None leaves torch's default."""
+    torch.manual_seed(seed)
+    model = sk.MLP(widths, activation)
+    for linear in model.linears if weight_var else []:
+        torch.nn.init.normal_(linear.weight, std=(weight_var / linear.in_features) ** 0.5)
+        torch.nn.init.zeros_(linear.bias)
+    return model
+
+
+def train_it(model, lr=0.1):
+    return sk.fit(model, train, loss_fn=loss_fn, lr=lr, epochs=10, batch_size=64, test=test)
+
+# %% [markdown]
+# ## The symptom
+
+# %%
+patient = make("sigmoid")
+before = sk.diagnose(patient, train, loss_fn)
+history = {"sigmoid": train_it(patient)}
+print(f"loss {history['sigmoid'].losses[-1]:.1f}, that of guessing {np.log(10):.1f}")
+#> loss 2.3, that of guessing 2.3
+print(f"accuracy {history['sigmoid'].test_accuracies[-1]:.1f}")
+#> accuracy 0.1
+
+# Claim: A sigmoid network of twenty layers with torch's default weights stays at chance.
+assert history["sigmoid"].test_accuracies.max() < 0.15
+
+# %% [markdown]
+# ## The report on admission
+#
+# One step before training, measured and undone again:
+
+# %%
+def report(diagnosis):
+    for finding in diagnosis.findings:
+        print(f"{finding.code} at {finding.layer}: {finding.measured:.0e}")
+        print("   ", finding.remedy)
+    if diagnosis.healthy:
+        print("healthy")
+
+
+report(before)
+#> vanishing-signal at linears.0: 3e-09
+#>     Replace the sigmoids between layers by nn.ReLU(), then call `sk.lsuv(model, batch)`.
+#> vanishing-gradient at linears.18: 4e-16
+#>     Replace the sigmoids between layers by nn.ReLU(), then call `sk.lsuv(model, batch)`.
+
+# %% [markdown]
+# Is it right? We check every word of it by hand, and rule out what it does not name.
+#
+# ## Is the learning rate too small?
+#
+# It is the first thing everybody tries, so let us rule it out. Ten times as much:
+
+# %%
+history["lr 1"] = train_it(make("sigmoid"), lr=1.0)
+print(f"accuracy {history['lr 1'].test_accuracies[-1]:.1f}")
+#> accuracy 0.1
+
+# Claim: Ten times the learning rate leaves the deep sigmoid network at chance.
+assert history["lr 1"].test_accuracies.max() < 0.15
+
+# %% [markdown]
+# No. Before turning more knobs, measure.
+#
+# ## What reaches the first layer?
+#
+# **Predict first.** Going back through one layer multiplies the mean square of the gradient by
+#
+# $$\chi = \sigma_w^2 \, \mathbb{E}\big[f'(\sqrt{q}\,z)^2\big], \qquad z \sim N(0, 1),$$
+#
+# where $\sigma_w^2 = n\,\mathrm{Var}(w)$ and $q$ is the variance of the pre-activations. Where it
+# comes from is told in [what does a layer do to the variance?](../signal/variance-propagation.md)
+# Torch's default draws weights and biases uniformly within $\pm 1/\sqrt{n}$, so $\sigma_w^2 = 1/3$
+# and the biases have variance $1/(3n)$. The slope of a sigmoid is at most $1/4$. So $\chi$ cannot
+# be large:
+
+# %%
+default = sk.MeanField("sigmoid", weight_var=1 / 3, bias_var=1 / (3 * 64))
+factor = float(default.chi()) ** 0.5
+print(f"each layer divides the gradient by {1 / factor:.2f}, 18 layers by {factor**-18:.0e}")
+#> each layer divides the gradient by 7.08, 18 layers by 2e+15
+
+# %% [markdown]
+# **Then measure.** One backward pass over all training images, six networks from six seeds:
+
+# %%
+def gradients(model):
+    """Root mean square of the gradient of each hidden layer's weights."""
+    weights = [linear.weight for linear in model.linears[:-1]]
+    slopes = torch.autograd.grad(loss_fn(model(train[0]), train[1]), weights)
+    return [slope.square().mean().sqrt().item() for slope in slopes]
+
+
+layers = np.arange(1, 20)
+sick = np.array([gradients(make("sigmoid", seed=seed)) for seed in range(6)])
+fig, ax = plt.subplots()
+sk.plots.measurement(ax, layers, sick, "measured", center="median", spread=(5, 95))
+sk.plots.prediction(ax, layers, np.median(sick[:, -1]) * factor ** (19.0 - layers), "predicted")
+ax.set(yscale="log", xlabel="hidden layer", ylabel="RMS gradient of its weights")
+ax.legend()
+
+# %% [markdown]
+# <!--figure: name="gradients-of-the-patient"
+# alt="On a logarithmic axis the gradient of the weights falls in a straight line from the last hidden layer to the first, over more than fifteen powers of ten; the measured points lie along the predicted line."
+# caption="**The first layers hear nothing.** Points: median over 6 seeds with the band from the 5th to the 95th percentile, all 1258 training images. Line: the predicted factor per layer, pinned to the last hidden layer. The first layer lies above the line: its inputs are the images, which are larger than sigmoids."-->
+#
+# A step of gradient descent moves a weight by the learning rate times its gradient. Float32 carries
+# seven digits, so a step this small is rounded away:
+
+# %%
+moved = [
+    (after.weight != before.weight).float().mean().item()
+    for after, before in zip(patient.linears, make("sigmoid").linears, strict=True)
+]
+print(f"share of weights that training changed: first layer {moved[0]:.0%}, last {moved[-1]:.0%}")
+#> share of weights that training changed: first layer 0%, last 100%
+
+# Claim: Ten epochs leave more than 99 in 100 weights of the first sigmoid layer as they were drawn.
+assert moved[0] < 0.01
+
+# %% [markdown]
+# **The diagnosis is a vanishing gradient.** And the cause has a name and a size: the slope of the
+# activation together with the scale of the weights.
+#
+# ## Are the weights too small?
+#
+# If each layer divides by 7, let us multiply by 7. The backward gain asks for the weights that
+# keep the gradient's size when the pre-activations have variance 1:
+
+# %%
+weight_var = sk.gain("sigmoid").backward ** 2
+larger = make("sigmoid", weight_var)
+first = gradients(larger)[0]
+print(f"n·Var(w) = {weight_var:.1f} instead of 1/3")
+#> n·Var(w) = 22.3 instead of 1/3
+print(f"first layer's gradient: 10^{np.log10(first):.0f}")
+#> first layer's gradient: 10^-5
+history["larger weights"] = train_it(larger)
+print(f"accuracy {history['larger weights'].test_accuracies[-1]:.1f}")
+#> accuracy 0.1
+
+# Claim: Weights matched to the sigmoid's slope raise the first gradient a millionfold.
+assert first > 1e6 * np.median(sick[:, 0])
+# Claim: With matched weights the deep sigmoid network still stays at chance.
+assert history["larger weights"].test_accuracies.max() < 0.25
+
+# %% [markdown]
+# The gradient is back and the patient is no better. So there is a second cause. The gradient says
+# how a weight should move; it does not say that the network can tell one image from another.
+#
+# ## What is left of the images?
+#
+# A sigmoid's output is never negative, its mean is near one half. That mean is the same for every
+# image, and the next layer adds it up 64 times. Layer by layer, what images have in common grows
+# at the cost of what tells them apart. How fast? By the same number as before: forwards, each layer
+# multiplies the mean square of a small difference between two images by $\chi$, now taken at the
+# variance $q$ at which the signal settles.
+
+# %%
+def apart(model):
+    """Share of each layer's mean square that differs from image to image."""
+    x, shares = train[0].double(), []
+    for linear in model.double().linears[:-1]:
+        z = linear(x)
+        shares.append((z.var(0).mean() / z.square().mean()).item())
+        x = model.activation(z)
+    return shares
+
+
+fig, ax = plt.subplots()
+for color, weights in (("C0", None), ("C1", weight_var)):
+    with torch.no_grad():
+        shares = np.array([apart(make("sigmoid", weights, seed)) for seed in range(6)])
+    field = sk.MeanField("sigmoid", weights, 0.0) if weights else default
+    label = f"n·Var(w) = {weights:.1f}" if weights else "n·Var(w) = 1/3"
+    sk.plots.measurement(ax, layers, shares, label, center="median", spread=(5, 95), color=color)
+    predicted = np.median(shares[:, 1]) * field.chi() ** (layers[1:] - 2.0)
+    sk.plots.prediction(ax, layers[1:], predicted, "predicted" if weights else None)
+ax.set(yscale="log", ylim=(1e-15, 9), xlabel="hidden layer", ylabel="share that tells images apart")
+ax.legend()
+
+# %% [markdown]
+# <!--figure: name="what-is-left-of-the-images"
+# alt="Two falling curves on a logarithmic axis: with default weights the share that tells images apart drops by about fifty a layer, with larger weights by about two a layer; points follow the predicted lines."
+# caption="**All images become one.** Points: median over 6 seeds with the band from the 5th to the 95th percentile, float64. Lines: a factor χ per layer, pinned to the second layer, the first that sees sigmoids. Below 10⁻¹⁵ rounding is all there is."-->
+
+# %%
+matched = sk.MeanField("sigmoid", weight_var, 0.0)
+print(f"larger weights: q settles at {matched.fixed_point():.1f}, where χ = {matched.chi():.2f}")
+#> larger weights: q settles at 8.5, where χ = 0.47
+
+# %% [markdown]
+# So the gain kept its promise, and the promise was for $q = 1$. The network does not stay there:
+# the sigmoid's mean pushes $q$ up to `8.5`, where most units are saturated and $\chi$ is `0.47`.
+# **The second cause is an activation that is not centred at zero.**
+#
+# ## Is it the activation?
+#
+# The report says so and proposes ReLU. Tanh is the smaller change. The hyperbolic tangent is the sigmoid, stretched and centred:
+# $\tanh(x) = 2\,\mathrm{sigmoid}(2x) - 1$. Torch's default weights again:
+
+# %%
+history["tanh"] = train_it(make("tanh"))
+print(f"accuracy {history['tanh'].test_accuracies[-1]:.1f}")
+#> accuracy 0.1
+small = sk.MeanField("tanh", weight_var=1 / 3, bias_var=1 / (3 * 64))
+print(f"each layer divides the gradient by {float(small.chi()) ** -0.5:.2f}")
+#> each layer divides the gradient by 1.75
+
+# Claim: Tanh with torch's default weights leaves twenty layers at chance.
+assert history["tanh"].test_accuracies.max() < 0.25
+
+# %% [markdown]
+# Much better signals, and still no learning: `1.75` to the power 18 is more than twenty thousand.
+# Each of the two changes fails alone. Together they leave one number to choose.
+#
+# ## Both
+#
+# For tanh without biases the edge of chaos lies at $\sigma_w^2 = 1$: there gradients neither vanish
+# nor explode.
+
+# %%
+edge = float(sk.critical_weight_var("tanh"))
+healthy = [train_it(make("tanh", edge, seed)) for seed in range(3)]
+history["tanh at the edge"] = healthy[0]
+accuracies = [h.test_accuracies[-1] for h in healthy]
+print(f"n·Var(w) = {edge:.1f}, accuracy {np.mean(accuracies):.2f}, the mean of 3 seeds")
+#> n·Var(w) = 1.0, accuracy 0.94, the mean of 3 seeds
+
+# Claim: Tanh with weights at the edge of chaos reads digits with twenty layers, three seeds of three.
+assert min(accuracies) > 0.9
+
+# %% [markdown]
+# ## The report on discharge
+#
+# The same step, before training, in a network with both changes:
+
+# %%
+after = sk.diagnose(make("tanh", edge), train, loss_fn)
+report(after)
+#> healthy
+# Claim: The diagnosis finds a vanishing gradient in the twenty sigmoid layers before they train,
+# and nothing in the tanh layers that replace them.
+assert "vanishing-gradient" in [f.code for f in before.findings] and after.healthy
+
+# %% [markdown]
+# And all that was tried, side by side:
+
+# %%
+fig, ax = plt.subplots()
+for name, run in history.items():
+    ax.plot(np.arange(1, 11), run.test_accuracies, label=name)
+ax.axhline(0.1, color="C7", ls=":", lw=1.2)
+ax.set(ylim=(0, 1), xlabel="epoch", ylabel="accuracy on the test images")
+ax.legend(loc="center right")
+
+# %% [markdown]
+# <!--figure: name="five-treatments"
+# alt="Accuracy by epoch for five treatments: four lines stay at one in ten, and the one for tanh at the edge of chaos climbs above nine in ten."
+# caption="**Four treatments that fail and one that works.** Test accuracy by epoch, seed 0, dotted: guessing. Only the last line changes both causes. Other seeds give other curves, the same verdict."-->
+#
+# ## A rule for tomorrow
+#
+# **If a deep network stays at chance, measure the gradient and the spread of the signal layer by
+# layer before touching the learning rate; both must stay level.**
+#
+# ## Exercises
+#
+# 1. Predict, then try: how many hidden layers can torch's default tanh network have before it
+#    stays at chance? Compare with its depth scale, `small.depth_scale()`.
+# 2. What does the same treatment do to ReLU? Its own critical value is not 1.
+# 3. Replace the sigmoid by $\mathrm{sigmoid}(x) - 1/2$. Is that enough, and with which weights?
+#
+# <!--fold: Answers-->
+
+# %%
+print(f"depth scale of default tanh: {float(small.depth_scale()):.1f} layers")
+#> depth scale of default tanh: 0.9 layers
+print(f"critical n·Var(w) of ReLU: {float(sk.critical_weight_var('relu')):.1f}")
+#> critical n·Var(w) of ReLU: 2.0
+centred = train_it(make(lambda z: torch.sigmoid(z) - 0.5, 16.0))
+print(f"centred sigmoid, n·Var(w) = 16: accuracy {centred.test_accuracies[-1]:.1f}")
+#> centred sigmoid, n·Var(w) = 16: accuracy 0.8
+
+# %% [markdown]
+# A network is trainable to about six depth scales, here five or six layers. The centred sigmoid is
+# tanh again, $\tfrac12\tanh(x/2)$, whose slope at zero is $1/4$: the edge lies at $4^2 = 16$.
+#
+# <!--fold: end-->
+#
+# ## Sources
+#
+# - S. Schoenholz, J. Gilmer, S. Ganguli, J. Sohl-Dickstein, *Deep information propagation*, 2017:
+#   the correlation map and the depth scale.
+# - X. Glorot, Y. Bengio, *Understanding the difficulty of training deep feedforward neural
+#   networks*, 2010: why deep sigmoids saturate.
+# - E. Alpaydin, C. Kaynak, *Optical recognition of handwritten digits*, 1998: the images, as shipped
+#   with scikit-learn.
