@@ -199,7 +199,7 @@ def lsuv(
     in which the batch passes them, each weight is divided by the standard deviation of its output
     until |Var − 1| ≤ tolerance (Mishkin & Matas 2016, algorithm 1, with its tolerance and number
     of steps; both are conventions). Layers that the batch does not reach keep their weights. A
-    layer used several times is scaled for its first use.
+    layer used several times is scaled for the first use in which its output varies.
 
     Args:
         model: changed in place; buffers, modes and gradients stay as they are.
@@ -270,7 +270,8 @@ def _variances(
     seen: dict[str, float] = {}
 
     def record(module: nn.Module, _: Any, output: Tensor) -> None:
-        seen.setdefault(names[module], output.float().var(correction=0).item())
+        if not seen.get(names[module]):  # a recurrent layer may begin from a state of zeros
+            seen[names[module]] = output.float().var(correction=0).item()
 
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     handles = [module.register_forward_hook(record) for module in names]
