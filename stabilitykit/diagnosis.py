@@ -17,12 +17,15 @@ from torch import Tensor, nn
 
 from stabilitykit import _verdicts as rules
 from stabilitykit._findings import Finding, causes, finding
+from stabilitykit._inputs import unscaled
 from stabilitykit._intake import intake
 from stabilitykit._losses import LossWatch, mismatch
 from stabilitykit._measure import Line, Signal, Watch, along, tensors
 from stabilitykit._nonfinite import first_nonfinite
+from stabilitykit._remedies import rescaling
 from stabilitykit._restore import Randomness, restored
 from stabilitykit._twins import tied
+from stabilitykit._unreached import without_gradient
 from stabilitykit.prediction import Prediction, predict
 from stabilitykit.probe import ParameterRecord, Probe, Record, unwrapped
 
@@ -196,7 +199,19 @@ def _run(
                 optimizer.step()
     value, place = float(loss.detach()), probe.first_nonfinite
     records, parameters = tuple(probe.records), tuple(probe.parameters)
-    bad = first_nonfinite(before, gradients, inputs, targets, loss.detach(), place, records)
+
+    def again() -> Any:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.data.copy_(before[name])
+        randomness.restore()
+        return loss_fn(_call(model, inputs), targets)
+
+    rescale = rescaling(model, records, watch.signals)
+    bad = first_nonfinite(
+        *(model, before, gradients, (inputs, targets), loss.detach(), place, records),
+        *(rescale, again),
+    )
     if bad is not None:
         return Diagnosis((bad,), value, records, parameters, None, tuple(watch.signals))
 
@@ -244,7 +259,7 @@ def _judge(
     loss_fn: LossFunction,
     randomness: Randomness,
 ) -> list[Finding]:
-    rescale = rules.rescaling(model, records, watch.signals)
+    rescale = rescaling(model, records, watch.signals)
     measured = {(r.layer, r.kind, r.call): r for r in records}
     norms: list[float | None] = []
     for place, signal in enumerate(watch.signals):
@@ -253,7 +268,7 @@ def _judge(
         if record is not None and record.grad_rms is not None:
             norm = record.grad_rms * torch.Size(record.shape).numel() ** 0.5
         norms.append(norm)
-    findings = rules.inputs(watch.feeds)
+    findings = unscaled(watch.feeds, inputs)
     findings += rules.forward(watch.signals, rescale)
     findings += rules.backward(watch.signals, norms, rescale)
     findings += rules.activations(model, records, rescale)
@@ -261,37 +276,7 @@ def _judge(
     if (bad := mismatch(losses.calls)) is not None:
         findings.append(finding("mismatched-loss", "loss", bad.measured, bad.expected, bad.remedy))
     findings += rules.step(line)
-    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    zeros = _still_zero(model, inputs, targets, loss_fn, randomness)
-    return findings + rules.without_gradient(missing, zeros)
-
-
-def _zero(model: nn.Module) -> list[str]:
-    return [
-        name
-        for name, p in model.named_parameters()
-        if p.ndim > 1 and p.grad is not None and not bool(p.grad.any())
-    ]
-
-
-def _still_zero(
-    model: nn.Module, inputs: Any, targets: Any, loss_fn: LossFunction, randomness: Randomness
-) -> list[str]:
-    """Weights whose gradient is exactly zero, also after one small step of the others.
-
-    The step tells cut-off weights from those below a scale that starts at zero (the last
-    normalisation of a residual branch, a head of zeros), which have a gradient from then on.
-    """
-    zeros = _zero(model)
-    if not zeros or not any(p.grad is not None and p.grad.any() for p in model.parameters()):
-        return zeros
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.grad is not None and bool(p.grad.any()):
-                size = p.square().mean().sqrt().clamp_min(0.1)
-                p.sub_(0.01 * size * p.grad / p.grad.square().mean().sqrt())
-                p.grad = None
-    randomness.restore()
     with _stage("a second step"):
-        loss_fn(_call(model, inputs), targets).backward()
-    return [name for name in zeros if name in set(_zero(model))]
+        return findings + without_gradient(
+            model, lambda: loss_fn(_call(model, inputs), targets), randomness
+        )

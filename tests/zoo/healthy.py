@@ -209,6 +209,20 @@ MORE = {
         *(nets.sequences(), CE, 1e-2),
     ),
     "gru": lambda: (nets.Recurrent(nn.GRU), nets.sequences(), CE, 1e-2),
+    "elman-by-hand-40": lambda: (
+        nets.Elman(),
+        *(nets.sequences(length=40), CE, 1e-2),
+    ),
+    "elman-by-hand-15": lambda: (nets.Elman(), nets.sequences(length=15), CE, 1e-2),
+    "lora": lambda: (lora(), nets.table(features=64), CE, 1e-2),
+    "lora-plain-parameters": lambda: (lora(plain=True), nets.table(features=64), CE, 1e-2),
+    "lora-frozen-head": lambda: (
+        lora(head=False),
+        *(nets.table(features=64), CE, 1e-2),
+    ),
+    "mixture-of-idle-experts": lambda: (nets.Mixture(), nets.table(), CE, 1e-2),
+    "mixture-of-empty-batches": lambda: (nets.Mixture(every=True), nets.table(), CE, 1e-2),
+    "stochastic-depth": lambda: (nets.Skipping(), nets.table(), CE, 3e-3),
     "transformer-pre-ln": lambda: (nets.Transformer(), nets.tokens(), CE, 3e-3),
     "transformer-4-dropout": lambda: (nets.Transformer(4, dropout=0.1), nets.tokens(), CE, 3e-3),
     "transformer-8-small-init": lambda: (
@@ -254,6 +268,13 @@ def weight_normed(model):
     for module in model:
         if isinstance(module, nn.Linear):
             nn.utils.parametrizations.weight_norm(module)
+    return model
+
+
+def lora(plain=False, head=True):
+    adapters = [nets.Adapter(plain=plain), nn.ReLU(), nets.Adapter(plain=plain), nn.ReLU()]
+    model = nn.Sequential(*adapters, nn.Linear(64, 4))
+    model[-1].requires_grad_(head)
     return model
 
 

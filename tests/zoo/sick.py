@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zoo import nets
+from zoo import healthy, nets
 from zoo.healthy import BCE, CE, MSE, adam, autoencoder, binary, denoising, seeded, sgd
 
 SICK = {}
@@ -23,18 +23,22 @@ class Sick:
         layer: where it starts; several where chance decides between neighbours.
         make: gives (model, batch, loss_fn) or (model, batch, loss_fn, optimizer).
         edit: what the remedy asks of the model's source, model -> model, before its calls run;
-            None where the calls suffice; False where the remedy holds no call to be run.
+            None where the calls suffice.
+        loss_fn: what the remedy asks of the loss's source; None where it asks nothing.
+        rewritten: the cure without any call, model -> model, where the calls are the other way out.
     """
 
     code: str
     layer: str | tuple[str, ...]
     make: Callable
-    edit: object = None
+    edit: Callable | None = None
+    loss_fn: Callable | None = None
+    rewritten: Callable | None = None
 
 
-def sick(name, code, layer, make, edit=None):
+def sick(name, code, layer, make, edit=None, **more):
     assert name not in SICK
-    SICK[name] = Sick(code, layer, make, edit)
+    SICK[name] = Sick(code, layer, make, edit, **more)
 
 
 def build(name):
@@ -69,6 +73,19 @@ def altered_all(model, change):
             if isinstance(module, nn.Linear | nn.Conv2d):
                 change(module.weight)
     return model
+
+
+def times(model, factor):
+    """Multiply all weights of the recurrent layer."""
+    for name, p in model.rnn.named_parameters():
+        if "weight" in name:
+            p.data *= factor
+    return model
+
+
+def shares(x, least=0.0):
+    """Each unit relative to the mean unit of its sample."""
+    return x.relu() / (x.relu().mean(1, keepdim=True) + least)
 
 
 class Opaque(nn.Module):
@@ -161,15 +178,90 @@ sick(
     lambda: (nets.scaled(nets.stack([16] + [64] * 30 + [4]), 1e3), nets.table(), CE),
 )
 sick(
+    "nan-in-a-parameter-of-the-model",
+    "non-finite",
+    "position",
+    lambda: (poked(nets.Transformer(), "position", NAN), nets.tokens(), CE),
+)
+sick(
+    "nan-in-attention",
+    "non-finite",
+    "encoder.layers.0.self_attn.in_proj_weight",
+    lambda: (
+        poked(nets.Encoder(True), "encoder.layers.0.self_attn.in_proj_weight", NAN),
+        nets.tokens(),
+        CE,
+    ),
+)
+sick(
+    "nan-in-a-weight-norm",
+    "non-finite",
+    "2.parametrizations.weight.original1",
+    lambda: (
+        poked(healthy.weight_normed(nets.stack(MLP)), "2.parametrizations.weight.original1", NAN),
+        nets.table(),
+        CE,
+    ),
+)
+sick(
+    "nan-in-named-inputs",
+    "non-finite",
+    "input['b']",
+    lambda: (
+        nets.TwoInputs(),
+        (lambda x, t: ({"a": x, "b": spoil(NAN)(x.flip(1))}, t))(*nets.table()),
+        CE,
+    ),
+)
+sick(
+    "relu-rnn-overflows-the-loss",
+    "non-finite",
+    "loss",
+    lambda: (
+        times(
+            nets.Recurrent(nn.RNN, classes=1, nonlinearity="relu"),
+            10.0,
+        ),
+        (lambda x, _: (x, x[:, -1, :1]))(*nets.sequences(length=40)),
+        MSE,
+    ),
+)
+sick(
     "log-of-zero-in-the-loss",
     "non-finite",
     "loss",
     lambda: (nets.stack(MLP), nets.table(), lambda y, t: y.relu().log().mean()),
+    loss_fn=lambda y, t: (y.relu() + 1e-8).log().mean(),
+)
+sick(
+    "log-of-zero-between-layers",
+    "non-finite",
+    "log after layers.0",
+    lambda: (nets.Functional(lambda x: x.relu().log()), nets.table(), CE),
+    lambda m: setattr(m, "function", lambda x: x.relu().add(1e-2).log()) or m,
+)
+sick(
+    "zero-by-zero-between-layers",
+    "non-finite",
+    "div after layers.0",
+    lambda: (
+        altered(nets.Functional(shares), "layers.0.bias", lambda b: b.zero_()),
+        changed_inputs(nets.table(), lambda x: x.index_fill_(0, torch.tensor([7]), 0.0)),
+        CE,
+    ),
+    lambda m: setattr(m, "function", lambda x: shares(x, 1e-8)) or m,
+)
+sick(
+    "infinite-slope-between-layers",
+    "non-finite",
+    "sqrt after layers.1",
+    lambda: (nets.Functional(lambda x: x.relu().sqrt()), nets.table(), CE),
+    lambda m: setattr(m, "function", lambda x: x.relu().add(1e-2).sqrt()) or m,
 )
 sick(
     "infinite-slope-of-sqrt",
     "non-finite",
-    "3",
+    "4",
     lambda: (
         nn.Sequential(
             nn.Linear(16, 48),
@@ -182,7 +274,7 @@ sick(
         nets.table(),
         CE,
     ),
-    False,
+    lambda m: setattr(m[4], "function", lambda x: (x + 1e-2).sqrt()) or m,
 )
 
 # vanishing-signal
@@ -237,6 +329,13 @@ sick(
     "vanishing-signal",
     "weights.0",
     lambda: (nets.Products(gain=0.7), nets.table(), CE),
+)
+
+sick(
+    "tiny-lstm-weights",
+    "vanishing-signal",
+    "rnn",
+    lambda: (times(nets.Recurrent(), 0.01), nets.sequences(), CE),
 )
 
 # exploding-signal
@@ -521,6 +620,7 @@ sick(
         (lambda x, t: ({"a": x, "b": x.flip(1)}, t))(*nets.table()),
         CE,
     ),
+    rewritten=lambda m: setattr(m, "used", True) or m,
 )
 sick(
     "rounded-features",
@@ -531,6 +631,7 @@ sick(
         nets.table(),
         CE,
     ),
+    rewritten=lambda m: setattr(m[1], "function", lambda x: x + (x.round() - x).detach()) or m,
 )
 sick(
     "detached-features",
@@ -541,12 +642,36 @@ sick(
         nets.table(),
         CE,
     ),
+    rewritten=lambda m: setattr(m[2], "function", lambda x: x) or m,
+)
+sick(
+    "features-without-grad",
+    "no-gradient",
+    "0.weight",
+    lambda: (
+        nn.Sequential(nn.Linear(16, 48), Opaque(torch.no_grad()(torch.relu)), nn.Linear(48, 4)),
+        nets.table(),
+        CE,
+    ),
+    rewritten=lambda m: setattr(m[1], "function", torch.relu) or m,
+)
+sick(
+    "forgotten-branch",
+    "no-gradient",
+    "right.weight",
+    lambda: (
+        nets.TwoInputs(called=False),
+        (lambda x, t: ({"a": x, "b": x.flip(1)}, t))(*nets.table()),
+        CE,
+    ),
+    rewritten=lambda m: setattr(m, "called", True) or m,
 )
 sick(
     "reverse-lstm-read-at-the-end",
     "no-gradient",
     "rnn.weight_hh_l0_reverse",
     lambda: (nets.Recurrent(bidirectional=True), nets.sequences(), CE),
+    rewritten=lambda m: setattr(m, "last", False) or m,
 )
 
 # unscaled-input
@@ -591,6 +716,49 @@ sick(
     "unscaled-input",
     "input",
     lambda: (nets.stack(MLP), changed_inputs(nets.table(), lambda x: 20 + x), CE),
+)
+
+
+def photos():
+    x, t = nets.images(channels=3)
+    return {"image": x.sigmoid() * 255, "about": torch.randn(len(x), 5)}, t
+
+
+sick(
+    "one-of-two-named-inputs",
+    "unscaled-input",
+    "input['image']",
+    lambda: (nets.Photo(), photos(), CE),
+)
+sick(
+    "second-of-two-inputs",
+    "unscaled-input",
+    "input[1]",
+    lambda: (
+        nets.Photo(),
+        (lambda x, t: ((x["image"] / 128 - 1, 1e4 * x["about"]), t))(*photos()),
+        CE,
+    ),
+)
+sick(
+    "bytes-of-images",
+    "unscaled-input",
+    "input[0]",
+    lambda: (
+        nets.Photo(),
+        (lambda x, t: ((x["image"].byte(), x["about"]), t))(*photos()),
+        CE,
+    ),
+)
+sick(
+    "joined-inputs",
+    "unscaled-input",
+    "input['b']",
+    lambda: (
+        nets.Joined(),
+        (lambda x, t: ({"a": x, "b": 1e4 * x.flip(1)}, t))(*nets.table()),
+        CE,
+    ),
 )
 
 # mismatched-loss
