@@ -16,10 +16,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from stabilitykit import _verdicts as rules
-from stabilitykit._findings import Finding, causes, finding
+from stabilitykit._findings import Finding, causes
 from stabilitykit._inputs import unscaled
 from stabilitykit._intake import intake
-from stabilitykit._losses import LossWatch, mismatch
+from stabilitykit._losses import LossWatch
 from stabilitykit._measure import Line, Signal, Watch, along, tensors
 from stabilitykit._nonfinite import first_nonfinite
 from stabilitykit._remedies import rescaling
@@ -182,11 +182,35 @@ def _run(
     randomness, watch, losses = Randomness(), Watch(), LossWatch()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     floating = [t for t in tensors(inputs) if t.is_floating_point()]
+
+    def again() -> Any:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.data.copy_(before[name])
+        randomness.restore()
+        return loss_fn(_call(model, inputs), targets)
+
+    def nonfinite(loss: Tensor, gradients: dict[str, Tensor | None]) -> Finding | None:
+        rescale = rescaling(model, probe.records, watch.signals)
+        return first_nonfinite(
+            *(model, before, gradients, (inputs, targets), loss),
+            *(probe.first_nonfinite, probe.records, rescale, again),
+        )
+
     with Probe(model, optimizer, mode="exact") as probe:
-        with _stage("forward", watch), watch.on(model, floating):
-            outputs = _call(model, inputs)
-        with _stage("loss_fn"), losses:
-            raw = loss_fn(outputs, targets)
+        try:
+            with _stage("forward", watch), watch.on(model, floating), losses:
+                outputs = _call(model, inputs)
+            losses.inside = len(losses.calls)
+            with _stage("loss_fn"), losses:
+                raw = loss_fn(outputs, targets)
+        except RuntimeError:
+            if not losses.refused():
+                raise
+            nan = torch.tensor(float("nan"))
+            bad = losses.finding() or nonfinite(nan, {})
+            findings, records = (bad,) if bad else (), tuple(probe.records)
+            return Diagnosis(findings, float("nan"), records, (), None, tuple(watch.signals))
         loss = _scalar(raw)
         with _stage("backward"):
             loss.backward()
@@ -197,21 +221,9 @@ def _run(
         if optimizer is not None:
             with _stage("optimizer.step"):
                 optimizer.step()
-    value, place = float(loss.detach()), probe.first_nonfinite
+    value = float(loss.detach())
     records, parameters = tuple(probe.records), tuple(probe.parameters)
-
-    def again() -> Any:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.data.copy_(before[name])
-        randomness.restore()
-        return loss_fn(_call(model, inputs), targets)
-
-    rescale = rescaling(model, records, watch.signals)
-    bad = first_nonfinite(
-        *(model, before, gradients, (inputs, targets), loss.detach(), place, records),
-        *(rescale, again),
-    )
+    bad = nonfinite(loss.detach(), gradients)
     if bad is not None:
         return Diagnosis((bad,), value, records, parameters, None, tuple(watch.signals))
 
@@ -227,10 +239,10 @@ def _run(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(before[name])
-    findings = _judge(model, watch, records, losses, line, inputs, targets, loss_fn, randomness)
+    judged = _judge(model, watch, records, losses, line, inputs, targets, loss_fn, randomness)
     prediction = _predicted(model, (inputs, targets))
     signals = tuple(watch.signals)
-    return Diagnosis(causes(findings), value, records, parameters, prediction, signals)
+    return Diagnosis(causes(judged), value, records, parameters, prediction, signals)
 
 
 def _predicted(model: nn.Module, batch: Any) -> Prediction | None:
@@ -273,8 +285,8 @@ def _judge(
     findings += rules.backward(watch.signals, norms, rescale)
     findings += rules.activations(model, records, rescale)
     findings += tied(model, watch.signals)
-    if (bad := mismatch(losses.calls)) is not None:
-        findings.append(finding("mismatched-loss", "loss", bad.measured, bad.expected, bad.remedy))
+    if (bad := losses.finding()) is not None:
+        findings.append(bad)
     findings += rules.step(line)
     with _stage("a second step"):
         return findings + without_gradient(

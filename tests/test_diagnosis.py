@@ -13,7 +13,7 @@ from zoo import healthy, nets, sick
 
 import stabilitykit as sk
 from stabilitykit._findings import CODES, HIDES, PAGES, causes, finding
-from stabilitykit._losses import LossWatch, last_function, mismatch
+from stabilitykit._losses import LossWatch, last_function, mismatch, squashed
 
 
 @pytest.fixture(autouse=True)
@@ -204,6 +204,7 @@ def test_grad_mode_does_not_matter():
         assert not torch.is_grad_enabled()
 
 
+NAN = float("nan")
 X, T = torch.zeros(8, 16), torch.zeros(8, dtype=torch.long)
 
 
@@ -427,3 +428,32 @@ def test_plain_parameters_are_named():
     found = sk.diagnose(*sick.build("plain-parameters-small"))
     assert {one.layer for one in found.findings} == {"weights.0", "weights.23"}
     assert {s.kind for s in found.signals} == {"product"}
+
+
+def test_a_loss_inside_the_model_is_mended_in_its_source():
+    (found,) = sk.diagnose(*sick.build("softmax-before-the-models-own-loss")).findings
+    assert found.remedy.startswith("In the model's forward, drop the softmax")
+    assert "`" not in found.remedy
+
+
+def test_what_the_loss_refuses_may_be_nan():
+    model = sick.poked(nn.Sequential(*nets.stack([16, 8, 1]), nn.Sigmoid()), "0.weight", NAN)
+    (found,) = sk.diagnose(model, healthy.binary(), F.binary_cross_entropy).findings
+    assert (found.code, found.layer) == ("non-finite", "0.weight")
+
+
+def test_other_errors_of_the_loss_stay_errors():
+    model, (x, t) = nn.Sequential(*nets.stack([16, 8, 1]), nn.Sigmoid()), healthy.binary()
+    with pytest.raises(RuntimeError, match="loss_fn raised ValueError: Using a target size"):
+        sk.diagnose(model, (x, t[:3]), F.binary_cross_entropy)
+
+
+def test_numbers_that_look_like_probabilities_by_chance_are_logits():
+    torch.manual_seed(0)
+    weight = torch.ones(5, 3, requires_grad=True)
+    shares = torch.rand(5, 3)
+    assert squashed(weight * shares / 3) == ""  # in [0, 1], but the rows sum to something else
+    assert squashed(weight * shares / shares.sum(1, keepdim=True)) == "softmax"
+    gate = torch.randn(5, 1, requires_grad=True)
+    assert squashed(gate.sigmoid() * weight) == ""  # a gate, of which nobody knows
+    assert squashed((3 * gate.sigmoid()).relu() - 1) == ""

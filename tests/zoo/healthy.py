@@ -163,6 +163,34 @@ MORE = {
         nn.Sequential(*nets.stack([16, 64, 4]), nn.LogSoftmax(1)),
         *(nets.table(), F.nll_loss, 1e-2),
     ),
+    "mlp-own-loss": lambda: (
+        nets.OwnLoss(),
+        *((lambda x, t: ({"x": x, "labels": t}, t))(*nets.table()), own, 1e-2),
+    ),
+    "mlp-kl-of-log-probabilities": lambda: (
+        nn.Sequential(*nets.stack([16, 64, 4]), nn.LogSoftmax(1)),
+        *((lambda x, t: (x, smooth(t)))(*nets.table()), F.kl_div, 1e-2),
+    ),
+    "mlp-smooth-labels": lambda: (
+        nets.stack([16, 64, 4]),
+        *((lambda x, t: (x, smooth(t)))(*nets.table()), CE, 1e-2),
+    ),
+    "mlp-shares-by-softmax-mse": lambda: (
+        nn.Sequential(*nets.stack([16, 64, 4]), nn.Softmax(1)),
+        *((lambda x: (x, (2 * x[:, :4]).softmax(1)))(nets.table()[0]), MSE, 1e-2),
+    ),
+    "mlp-targets-in-0-to-1": lambda: (
+        nn.Sequential(*nets.stack([16, 64, 1]), nn.ReLU()),
+        *((lambda x: (x, x[:, :1].sigmoid()))(nets.table()[0]), MSE, 3e-3),
+    ),
+    "mlp-relu-logits": lambda: (
+        nn.Sequential(*nets.stack([16, 64, 4]), nn.ReLU()),
+        *(nets.table(), CE, 1e-2),
+    ),
+    "mlp-small-logits": lambda: (
+        nn.Sequential(*nets.stack([16, 64, 1]), Scale(0.1)),
+        *(binary(), BCE, 1e-2),
+    ),
     "autoencoder-sigmoid-mse": lambda: autoencoder(),
     "mlp-batchnorm-on-inputs-at-1e4": lambda: (
         nn.Sequential(nn.BatchNorm1d(16), *nets.stack([16, 64, 4])),
@@ -246,6 +274,15 @@ for key, made in MORE.items():
 def zero_head(model):
     nn.init.zeros_(model[-1].weight)
     return model
+
+
+def smooth(targets, share=0.1):
+    """One-hot targets, of which a share goes to all classes."""
+    return F.one_hot(targets, 4) * (1 - share) + share / 4
+
+
+def own(outputs, _):
+    return outputs["loss"]
 
 
 def double(model):

@@ -829,6 +829,99 @@ sick(
 )
 
 
+def softmax_by_hand(z):
+    return z.exp() / z.exp().sum(1, keepdim=True)
+
+
+def sigmoid_by_hand(z):
+    return 1 / (1 + torch.exp(-z))
+
+
+def ending(widths, function):
+    return nn.Sequential(*nets.stack(widths), Opaque(function))
+
+
+def own_loss(batch):
+    """For a model that computes its loss itself."""
+    x, t = batch
+    return {"x": x, "labels": t}, t
+
+
+without_end = without(Opaque)
+for key, code_loss, function in (
+    ("cross-entropy", CE, softmax_by_hand),
+    ("cross-entropy-scaled", CE, lambda z: z.softmax(1) * 1.0),
+    ("nll", F.nll_loss, softmax_by_hand),
+    ("mse", lambda y, t: F.mse_loss(y, F.one_hot(t, 4).float()), softmax_by_hand),
+):
+    sick(
+        f"softmax-by-hand-before-{key}",
+        "mismatched-loss",
+        "loss",
+        lambda function=function, loss=code_loss: (ending(MLP, function), nets.table(), loss),
+        without_end,
+    )
+for key, function in (
+    ("by-hand", sigmoid_by_hand),
+    ("clamped", lambda z: z.sigmoid().clamp(1e-6, 1 - 1e-6)),
+):
+    sick(
+        f"sigmoid-{key}-before-bce-with-logits",
+        "mismatched-loss",
+        "loss",
+        lambda function=function: (ending([16, 48, 1], function), binary(), BCE),
+        without_end,
+    )
+sick(
+    "bce-of-logits",
+    "mismatched-loss",
+    "loss",
+    lambda: (nets.stack([16, 48, 1]), binary(), nn.BCELoss()),
+)
+sick(
+    "bce-of-a-relu",
+    "mismatched-loss",
+    "loss",
+    lambda: (
+        nn.Sequential(*nets.scaled(nets.stack([16, 48, 1]), 0.3), nn.ReLU()),
+        binary(),
+        nn.BCELoss(),
+    ),
+    without(nn.ReLU, nn.Identity),
+)
+sick(
+    "kl-of-probabilities",
+    "mismatched-loss",
+    "loss",
+    lambda: (
+        nn.Sequential(*nets.stack(MLP), nn.Softmax(1)),
+        (lambda x, t: (x, F.one_hot(t, 4).float()))(*nets.table()),
+        nn.KLDivLoss(reduction="batchmean"),
+    ),
+)
+sick(
+    "kl-of-logits",
+    "mismatched-loss",
+    "loss",
+    lambda: (
+        nets.stack(MLP),
+        (lambda x, t: (x, F.one_hot(t, 4).float()))(*nets.table()),
+        nn.KLDivLoss(reduction="batchmean"),
+    ),
+)
+sick(
+    "softmax-before-the-models-own-loss",
+    "mismatched-loss",
+    "loss",
+    lambda: (
+        nets.OwnLoss(lambda z: z.softmax(-1)),
+        own_loss(nets.table()),
+        lambda y, t: y["loss"],
+    ),
+    lambda m: setattr(m, "finish", lambda z: z) or m,
+)
+
+
 # update-too-large, update-too-small
 def stepped(make, optimizer):
     model, batch, loss_fn = make()
