@@ -41,14 +41,14 @@ class Mismatch(NamedTuple):
     words: str
     call: str
 
-    def remedy(self, inside: bool) -> str:
-        """One sentence: with the call, or for a loss inside the model, whose source is to change.
+    def remedy(self, where: str) -> str:
+        """One sentence: with the call, or for source that no call replaces.
 
         Args:
-            inside: whether the model calls the loss itself.
+            where: that source; empty where loss_fn is the loss alone.
         """
-        if inside:
-            return f"In the model's forward, {self.words}."
+        if where:
+            return f"In {where}, {self.words}."
         return f"{self.words[0].upper()}{self.words[1:]}: `{self.call}`."
 
 
@@ -60,12 +60,20 @@ class LossWatch(TorchFunctionMode):
         self.calls: list[tuple[str, Tensor, Tensor]] = []
         self.inside = 0  # how many of them the model made itself
 
-    def finding(self) -> Finding | None:
-        """mismatched-loss: the first call that was given something else than it takes."""
+    def finding(self, outputs: Any, targets: Any) -> Finding | None:
+        """mismatched-loss: the first call that was given something else than it takes.
+
+        Args:
+            outputs: of the model.
+            targets: of the batch.
+        """
         for number, call in enumerate(self.calls):
             found = mismatch([call])
             if found is not None:
-                remedy = found.remedy(number < self.inside)
+                alone = call[1] is outputs and call[2] is targets
+                inside = number < self.inside
+                where = "the model's forward" if inside else "" if alone else "loss_fn"
+                remedy = found.remedy(where)
                 return finding("mismatched-loss", "loss", found.measured, found.expected, remedy)
         return None
 
@@ -179,8 +187,8 @@ def _judge(name: str, scores: Tensor, target: Tensor) -> Mismatch | None:
         return Mismatch(
             f"{name} on the output of a {made}",
             "logits",
-            f"drop the {made}, since {name} applies {own} itself",
-            f"loss_fn = nn.functional.{name}",
+            f"drop the {made}, since {name} applies {own} itself, or {_UNDO}",
+            _undone(name, made),
         )
     if name == "nll_loss" and last_function(scores) not in ("logsoftmax", "log_softmax"):
         return _likelihood(scores, made)
@@ -202,8 +210,8 @@ def _pointwise(name: str, scores: Tensor, target: Tensor, made: str) -> Mismatch
         return Mismatch(
             f"{name} on the output of a {made}, against targets of 0 and 1",
             f"{loss} on the logits",
-            f"drop the {made} and use {loss}",
-            f"loss_fn = nn.functional.{loss}",
+            f"drop the {made} and use {loss}, or {_UNDO}",
+            _undone(loss, made),
         )
     return None
 
@@ -213,13 +221,27 @@ def _likelihood(scores: Tensor, made: str) -> Mismatch | None:
     # Convention: log-probabilities of float16 sum to one within 1 %.
     if float(total.abs().max()) <= 1e-2:
         return None
-    drop = f"drop the {made} and " if made else ""
+    words, call = "use cross_entropy on logits", "loss_fn = nn.functional.cross_entropy"
+    if made:
+        words = f"drop the {made} and {words}, or {_UNDO}"
+        call = _undone("cross_entropy", made)
     return Mismatch(
         f"nll_loss on numbers whose exponentials sum to {float(total.exp().mean()):.3g}",
         "log-probabilities, whose exponentials sum to 1",
-        f"{drop}use cross_entropy on the logits",
-        "loss_fn = nn.functional.cross_entropy",
+        words,
+        call,
     )
+
+
+_UNDO = "let the loss undo it"
+
+
+def _undone(loss: str, made: str) -> str:
+    """The statement that makes a loss on probabilities of one that takes logits."""
+    if loss == "binary_cross_entropy_with_logits":
+        return "loss_fn = nn.functional.binary_cross_entropy"
+    inverse = "y.clamp_min(1e-12).log()" if made == "softmax" else "y.logit(1e-6)"
+    return f"loss_fn = lambda y, t: nn.functional.{loss}({inverse}, t)"
 
 
 def _probability(scores: Tensor, target: Tensor) -> Mismatch | None:

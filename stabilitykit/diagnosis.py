@@ -198,6 +198,7 @@ def _run(
         )
 
     with Probe(model, optimizer, mode="exact") as probe:
+        outputs: Any = None
         try:
             with _stage("forward", watch), watch.on(model, floating), losses:
                 outputs = _call(model, inputs)
@@ -208,7 +209,7 @@ def _run(
             if not losses.refused():
                 raise
             nan = torch.tensor(float("nan"))
-            bad = losses.finding() or nonfinite(nan, {})
+            bad = losses.finding(outputs, targets) or nonfinite(nan, {})
             findings, records = (bad,) if bad else (), tuple(probe.records)
             return Diagnosis(findings, float("nan"), records, (), None, tuple(watch.signals))
         loss = _scalar(raw)
@@ -239,7 +240,8 @@ def _run(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(before[name])
-    judged = _judge(model, watch, records, losses, line, inputs, targets, loss_fn, randomness)
+    misfit = losses.finding(outputs, targets)
+    judged = _judge(model, watch, records, misfit, line, inputs, targets, loss_fn, randomness)
     prediction = _predicted(model, (inputs, targets))
     signals = tuple(watch.signals)
     return Diagnosis(causes(judged), value, records, parameters, prediction, signals)
@@ -264,7 +266,7 @@ def _judge(
     model: nn.Module,
     watch: Watch,
     records: tuple[Record, ...],
-    losses: LossWatch,
+    misfit: Finding | None,
     line: Line | None,
     inputs: Any,
     targets: Any,
@@ -285,8 +287,7 @@ def _judge(
     findings += rules.backward(watch.signals, norms, rescale)
     findings += rules.activations(model, records, rescale)
     findings += tied(model, watch.signals)
-    if (bad := losses.finding()) is not None:
-        findings.append(bad)
+    findings += [misfit] if misfit is not None else []
     findings += rules.step(line)
     with _stage("a second step"):
         return findings + without_gradient(

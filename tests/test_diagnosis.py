@@ -436,6 +436,12 @@ def test_a_loss_inside_the_model_is_mended_in_its_source():
     assert "`" not in found.remedy
 
 
+def test_a_loss_within_the_loss_is_mended_in_its_source():
+    (found,) = sk.diagnose(*sick.build("softmax-by-hand-with-mse")).findings
+    assert found.remedy.startswith("In loss_fn, drop the softmax")
+    assert "`" not in found.remedy
+
+
 def test_what_the_loss_refuses_may_be_nan():
     model = sick.poked(nn.Sequential(*nets.stack([16, 8, 1]), nn.Sigmoid()), "0.weight", NAN)
     (found,) = sk.diagnose(model, healthy.binary(), F.binary_cross_entropy).findings

@@ -768,28 +768,28 @@ sick(
     "mismatched-loss",
     "loss",
     lambda: (nn.Sequential(*nets.stack(MLP), nn.Softmax(1)), nets.table(), CE),
-    softmax_off,
+    rewritten=softmax_off,
 )
 sick(
     "sigmoid-before-cross-entropy",
     "mismatched-loss",
     "loss",
     lambda: (nn.Sequential(*nets.stack(MLP), nn.Sigmoid()), nets.table(), CE),
-    sigmoid_off,
+    rewritten=sigmoid_off,
 )
 sick(
     "sigmoid-before-bce-with-logits",
     "mismatched-loss",
     "loss",
     lambda: (nn.Sequential(*nets.stack([16, 48, 1]), nn.Sigmoid()), binary(), BCE),
-    sigmoid_off,
+    rewritten=sigmoid_off,
 )
 sick(
     "sigmoid-with-mse",
     "mismatched-loss",
     "loss",
     lambda: (nn.Sequential(*nets.stack([16, 48, 1]), nn.Sigmoid()), binary(), MSE),
-    sigmoid_off,
+    rewritten=sigmoid_off,
 )
 sick(
     "softmax-with-mse",
@@ -800,7 +800,7 @@ sick(
         (lambda x, t: (x, F.one_hot(t, 4).float()))(*nets.table()),
         nn.MSELoss(),
     ),
-    softmax_off,
+    rewritten=softmax_off,
 )
 sick(
     "nll-of-logits",
@@ -813,7 +813,7 @@ sick(
     "mismatched-loss",
     "loss",
     lambda: (nn.Sequential(*nets.cnn(2), nn.Softmax(1)), nets.images(), F.nll_loss),
-    softmax_off,
+    rewritten=without(nn.Softmax, lambda: nn.LogSoftmax(1)),
 )
 sick(
     "cross-entropy-of-one-logit",
@@ -851,15 +851,13 @@ without_end = without(Opaque)
 for key, code_loss, function in (
     ("cross-entropy", CE, softmax_by_hand),
     ("cross-entropy-scaled", CE, lambda z: z.softmax(1) * 1.0),
-    ("nll", F.nll_loss, softmax_by_hand),
-    ("mse", lambda y, t: F.mse_loss(y, F.one_hot(t, 4).float()), softmax_by_hand),
 ):
     sick(
         f"softmax-by-hand-before-{key}",
         "mismatched-loss",
         "loss",
         lambda function=function, loss=code_loss: (ending(MLP, function), nets.table(), loss),
-        without_end,
+        rewritten=without_end,
     )
 for key, function in (
     ("by-hand", sigmoid_by_hand),
@@ -870,8 +868,26 @@ for key, function in (
         "mismatched-loss",
         "loss",
         lambda function=function: (ending([16, 48, 1], function), binary(), BCE),
-        without_end,
+        rewritten=without_end,
     )
+sick(
+    "softmax-by-hand-before-nll",
+    "mismatched-loss",
+    "loss",
+    lambda: (ending(MLP, softmax_by_hand), nets.table(), F.nll_loss),
+    rewritten=lambda m: setattr(m[-1], "function", lambda z: z.log_softmax(1)) or m,
+)
+sick(
+    "softmax-by-hand-with-mse",
+    "mismatched-loss",
+    "loss",
+    lambda: (
+        ending(MLP, softmax_by_hand),
+        nets.table(),
+        lambda y, t: F.mse_loss(y, F.one_hot(t, 4).float()),
+    ),
+    without_end,
+)
 sick(
     "bce-of-logits",
     "mismatched-loss",
