@@ -38,6 +38,10 @@ INPUT_OFFSET = 10.0
 # Derived: along a direction of curvature λ, gradient descent with lr·λ > 2 raises the loss; up to
 # 4 it may yet settle in a flatter place (Lewkowycz et al. 2020, arXiv 2003.02218, section 3).
 STEP_LARGE = 4.0
+# Convention: a rise of the loss, on the batch of the step itself, by a twentieth of the loss and of
+# the fall that the gradient promised. It is no rounding, and only a warning, since the rate may yet
+# do. Steps of trainings at common rates do not do it; at the highest that work, one in a hundred.
+STEP_RISE = 0.05
 # Convention: the loss still falls in a straight line at ten thousand times the step.
 STEP_SMALL = 1e-4
 

@@ -231,6 +231,10 @@ def step(line: Line | None) -> list[Finding]:
     if line.stretch > f.STEP_LARGE or (line.stretch > 2 and line.factor < 0.1):
         length = line.stretch if line.stretch > f.STEP_LARGE else 1 / line.factor
         return [finding("update-too-large", line.layer, length, 1.0, remedy)]
+    # By the definition of the stretch, L(Δw) − L = |g·Δw| (stretch / 2 − 1).
+    rise = abs(line.promise) * (line.stretch / 2 - 1)
+    if rise > f.STEP_RISE * max(abs(line.loss), abs(line.promise)):
+        return [finding("update-too-large", line.layer, line.stretch, 1.0, remedy, "warning")]
     if line.factor >= 1 / f.STEP_SMALL:
         share = 1 / line.factor
         return [finding("update-too-small", line.layer, share, 1.0, remedy, "warning")]

@@ -299,15 +299,16 @@ def test_the_amplitude_is_what_theory_says():
 
 def test_the_stretch_of_a_step_is_lr_times_curvature():
     """loss = λ/2 ‖w‖² has a curvature of λ in every direction."""
-    for rate, curvature, code in ((0.3, 9.0, None), (0.5, 9.0, "update-too-large")):
+    for rate, curvature, severity in ((0.2, 9.0, None), (0.3, 9.0, "warning"), (0.5, 9.0, "error")):
         model = nn.Linear(3, 3, bias=False)
         batch = (torch.eye(3), torch.zeros(3, 3))
         optimizer = torch.optim.SGD(model.parameters(), lr=rate)
         half = curvature / 2
         found = sk.diagnose(model, batch, lambda y, t, h=half: h * y.square().sum(), optimizer)
         steps = [f for f in found.findings if f.code.startswith("update")]
-        assert [f.code for f in steps] == ([code] if code else [])
+        assert [f.severity for f in steps] == ([severity] if severity else [])
         for one in steps:
+            assert one.code == "update-too-large"
             assert one.measured == pytest.approx(rate * curvature, rel=1e-4)
 
 

@@ -84,6 +84,18 @@ for key in ("ReLU", "Tanh", "GELU"):
         lambda a=ACTIVATIONS[key]: supervised(nets.stack([16, 64, 4], a), nets.table(), sgd),
     )
 
+case(
+    "mlp-2-relu-sgd-3",
+    lambda: supervised(nets.stack([16, 64, 10]), nets.table(classes=10), lambda m: sgd(m, 3.0)),
+)
+case(
+    "mlp-3-batchnorm-sgd-3",
+    lambda: supervised(
+        nets.stack([16, 48, 48, 10], norm=nn.BatchNorm1d),
+        *(nets.table(classes=10), lambda m: sgd(m, 3.0)),
+    ),
+)
+
 MORE = {
     "mlp-1-sigmoid": lambda: (nets.stack([16, 64, 4], nn.Sigmoid), nets.table(), CE, 1e-2),
     "mlp-2-sigmoid": lambda: (nets.stack([16, 48, 48, 4], nn.Sigmoid), nets.table(), CE, 1e-2),

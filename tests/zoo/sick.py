@@ -949,6 +949,23 @@ def plain():
     return nets.stack([16, 24, 48, 96, 4]), nets.table(), CE
 
 
+def chance(classes=10):
+    """Labels that can only be learnt by heart."""
+    return torch.randn(64, 16), torch.randint(0, classes, (64,))
+
+
+def shallow():
+    return nets.stack([16, 64, 10]), chance(), CE
+
+
+def deeper():
+    return nets.stack([16, 48, 48, 48, 10]), chance(), CE
+
+
+def normed():
+    return nets.stack([16, 48, 48, 10], norm=nn.BatchNorm1d), chance(), CE
+
+
 def uneven(model):
     """One layer with a rate of its own."""
     others = [p for n, p in model.named_parameters() if n != "2.weight"]
@@ -975,6 +992,9 @@ for key, code, layer, make, optimizer in (
         lambda: autoencoder()[:3],
         lambda m: sgd(m, 1e4),
     ),
+    ("sgd-lr-10", "update-too-large", "2.weight", shallow, lambda m: sgd(m, 10.0)),
+    ("sgd-lr-20", "update-too-large", "6.weight", deeper, lambda m: sgd(m, 20.0)),
+    ("batchnorm-sgd-lr-10", "update-too-large", "6.weight", normed, lambda m: sgd(m, 10.0)),
     ("sgd-lr-1e-6", "update-too-small", "6.weight", plain, lambda m: sgd(m, 1e-6)),
     ("adam-lr-1e-8", "update-too-small", "6.weight", plain, lambda m: adam(m, 1e-8)),
     ("sgd-lr-1e-12", "update-too-small", "0.weight", plain, lambda m: sgd(m, 1e-12)),
