@@ -68,7 +68,7 @@ QUANTITIES = {
     "vanishing-signal": "amplitude at the last hidden layer, relative to the input's",
     "exploding-signal": "amplitude at the output, relative to the input's",
     "vanishing-gradient": "gradient at the first layer, relative to the last hidden one's",
-    "exploding-gradient": "gradient at the first layer, relative to the last hidden one's",
+    "exploding-gradient": "gradient at the first layer (or step in time), relative to the last's",
     "saturated": "share of entries where the activation is flat",
     "dead-units": "share of units that are off for the whole batch",
     "tied-units": "share of units that are equal and stay so",

@@ -22,6 +22,7 @@ from stabilitykit._intake import intake
 from stabilitykit._losses import LossWatch
 from stabilitykit._measure import Line, Signal, Watch, along, tensors
 from stabilitykit._nonfinite import first_nonfinite
+from stabilitykit._recurrent import recurrent
 from stabilitykit._remedies import rescaling
 from stabilitykit._restore import Randomness, restored
 from stabilitykit._twins import tied
@@ -287,6 +288,8 @@ def _judge(
     findings += rules.backward(watch.signals, norms, rescale)
     findings += rules.activations(model, records, rescale)
     findings += tied(model, watch.signals)
+    randomness.restore()
+    findings += recurrent(model, lambda: _call(model, inputs))
     findings += [misfit] if misfit is not None else []
     findings += rules.step(line)
     with _stage("a second step"):

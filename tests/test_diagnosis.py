@@ -1,6 +1,7 @@
 """`diagnose` runs a step, leaves no trace of it, and says what is wrong with its arguments."""
 
 import copy
+import math
 import random
 import warnings
 
@@ -14,6 +15,7 @@ from zoo import healthy, nets, sick
 import stabilitykit as sk
 from stabilitykit._findings import CODES, HIDES, PAGES, causes, finding
 from stabilitykit._losses import LossWatch, last_function, mismatch, squashed
+from stabilitykit._recurrent import growing, recurrent
 
 
 @pytest.fixture(autouse=True)
@@ -464,3 +466,30 @@ def test_numbers_that_look_like_probabilities_by_chance_are_logits():
     gate = torch.randn(5, 1, requires_grad=True)
     assert squashed(gate.sigmoid() * weight) == ""  # a gate, of which nobody knows
     assert squashed((3 * gate.sigmoid()).relu() - 1) == ""
+
+
+def test_recurrent_layers_are_judged_whatever_they_are_given():
+    """Packed sequences, states from outside, no batch, several layers of two directions."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 40, 6)
+    packed = nn.utils.rnn.pack_padded_sequence(x, [40, 30, 20, 9, 1], batch_first=True)
+    many = {"num_layers": 2, "bidirectional": True, "batch_first": True}
+    state = torch.randn(4, 5, 24)
+    for kind in (nn.RNN, nn.GRU, nn.LSTM):
+        layer = kind(6, 24, **many)
+        states = (state, state) if kind is nn.LSTM else state
+        for given in ((x,), (x, states), (packed,), (x[0],)):
+            assert recurrent(layer, lambda g=given, m=layer: m(*g)) == []
+        for name, weight in layer.named_parameters():
+            weight.data *= 20 if "weight_hh" in name else 1
+        for given in ((x,), (x, states), (packed,), (x[0],)):
+            found = recurrent(layer, lambda g=given, m=layer: m(*g))
+            assert [one.code for one in found] == ["exploding-gradient"]
+
+
+def test_a_gradient_through_time_grows_as_products_of_slopes_do():
+    """tanh at h = 0 has slope 1: with weights 2R, R a rotation, each step doubles."""
+    layer = nn.RNN(3, 8, bias=False)
+    nn.init.orthogonal_(layer.weight_hh_l0, 2.0)
+    grown = growing(layer, torch.zeros(6, 4, 3))
+    assert grown == pytest.approx(6 * math.log(2), rel=1e-5)

@@ -70,6 +70,13 @@ UNTOUCHED = {
     "batchnorm-dead": "a norm's bias",
     "zero-lstm": "recurrent weights",
     "tiny-lstm-weights": "recurrent weights",
+    "rnn-weights-times-30": "recurrent weights",
+    "gru-weights-times-50": "recurrent weights",
+    "lstm-2-weights-times-30": "recurrent weights",
+    "gru-recurrent-weights-times-20": "recurrent weights",
+    "lstm-bidirectional-recurrent-weights-times-30": "recurrent weights",
+    "lstm-input-weights-times-50": "recurrent weights",
+    "rnn-input-weights-times-50": "recurrent weights",
     "plain-parameters-small": "parameters of the model itself",
     "plain-parameters-large": "parameters of the model itself",
 }

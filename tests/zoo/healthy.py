@@ -249,6 +249,33 @@ MORE = {
         *(nets.sequences(), CE, 1e-2),
     ),
     "gru": lambda: (nets.Recurrent(nn.GRU), nets.sequences(), CE, 1e-2),
+    "rnn-40": lambda: (nets.Recurrent(nn.RNN), nets.sequences(length=40), CE, 1e-2),
+    "gru-40": lambda: (nets.Recurrent(nn.GRU), nets.sequences(length=40), CE, 1e-2),
+    "lstm-40": lambda: (nets.Recurrent(), nets.sequences(length=40), CE, 1e-2),
+    "lstm-2-layers": lambda: (
+        nets.Recurrent(num_layers=2),
+        *(nets.sequences(length=20), CE, 2e-2),
+    ),
+    "rnn-orthogonal": lambda: (
+        orthogonal(nets.Recurrent(nn.RNN)),
+        *(nets.sequences(length=40), CE, 1e-2),
+    ),
+    "gru-orthogonal": lambda: (
+        orthogonal(nets.Recurrent(nn.GRU)),
+        *(nets.sequences(length=40), CE, 1e-2),
+    ),
+    "rnn-relu-identity": lambda: (
+        identity(nets.Recurrent(nn.RNN, nonlinearity="relu")),
+        *(nets.sequences(length=40), CE, 1e-3),
+    ),
+    "lstm-forget-bias": lambda: (
+        remembering(nets.Recurrent()),
+        *(nets.sequences(length=40), CE, 2e-2),
+    ),
+    "lstm-inputs-at-10": lambda: (
+        nets.Recurrent(),
+        *((lambda x, t: (10 * x, t))(*nets.sequences(length=20)), CE, 1e-2),
+    ),
     "elman-by-hand-40": lambda: (
         nets.Elman(),
         *(nets.sequences(length=40), CE, 1e-2),
@@ -324,6 +351,30 @@ def lora(plain=False, head=True):
     adapters = [nets.Adapter(plain=plain), nn.ReLU(), nets.Adapter(plain=plain), nn.ReLU()]
     model = nn.Sequential(*adapters, nn.Linear(64, 4))
     model[-1].requires_grad_(head)
+    return model
+
+
+def orthogonal(model):
+    """Recurrent weights orthogonal, gate by gate."""
+    width = model.rnn.hidden_size
+    for gate in model.rnn.weight_hh_l0.data.split(width):
+        nn.init.orthogonal_(gate)
+    return model
+
+
+def identity(model):
+    """Le, Jaitly & Hinton 2015: the identity, and zero biases."""
+    nn.init.eye_(model.rnn.weight_hh_l0)
+    nn.init.normal_(model.rnn.weight_ih_l0, 0.0, 0.1)
+    nn.init.zeros_(model.rnn.bias_ih_l0)
+    nn.init.zeros_(model.rnn.bias_hh_l0)
+    return model
+
+
+def remembering(model):
+    """Forget gates that start at 1 (their second quarter of the biases)."""
+    width = model.rnn.hidden_size
+    model.rnn.bias_ih_l0.data[width : 2 * width] = 1.0
     return model
 
 

@@ -75,10 +75,10 @@ def altered_all(model, change):
     return model
 
 
-def times(model, factor):
-    """Multiply all weights of the recurrent layer."""
+def times(model, factor, of="weight"):
+    """Multiply weights of the recurrent layer."""
     for name, p in model.rnn.named_parameters():
-        if "weight" in name:
+        if of in name:
             p.data *= factor
     return model
 
@@ -525,6 +525,40 @@ sick(
         nets.images(),
         CE,
     ),
+)
+
+# recurrent weights
+for key, code_, make in (
+    ("rnn-weights-times-30", "exploding-gradient", lambda: times(nets.Recurrent(nn.RNN), 30)),
+    ("gru-weights-times-50", "exploding-gradient", lambda: times(nets.Recurrent(nn.GRU), 50)),
+    (
+        "lstm-2-weights-times-30",
+        "exploding-gradient",
+        lambda: times(nets.Recurrent(num_layers=2), 30),
+    ),
+    (
+        "gru-recurrent-weights-times-20",
+        "exploding-gradient",
+        lambda: times(nets.Recurrent(nn.GRU), 20, "weight_hh"),
+    ),
+    (
+        "lstm-bidirectional-recurrent-weights-times-30",
+        "exploding-gradient",
+        lambda: times(nets.Recurrent(bidirectional=True, last=False), 30, "weight_hh"),
+    ),
+    ("lstm-input-weights-times-50", "saturated", lambda: times(nets.Recurrent(), 50, "weight_ih")),
+    (
+        "rnn-input-weights-times-50",
+        "saturated",
+        lambda: times(nets.Recurrent(nn.RNN), 50, "weight_ih"),
+    ),
+):
+    sick(key, code_, "rnn", lambda make=make: (make(), nets.sequences(length=40), CE))
+sick(
+    "elman-recurrent-weights-times-20",
+    "exploding-gradient",
+    ("i", "k"),
+    lambda: (nets.scaled(nets.Elman(), 20, "k"), nets.sequences(length=40), CE),
 )
 
 # dead-units
