@@ -107,12 +107,14 @@ class Finding:
         code: one of `non-finite`, `vanishing-signal`, `exploding-signal`, `vanishing-gradient`,
             `exploding-gradient`, `saturated`, `dead-units`, `tied-units`, `no-gradient`,
             `unscaled-input`, `mismatched-loss`, `update-too-large`, `update-too-small`.
-        layer: where it starts: a name in `named_modules` or `named_parameters`, "input" or "loss".
+        layer: where it starts: a name in `named_modules` or `named_parameters`, "input" (with key
+            or position, as in "input['mask']", where there are several), "loss", or the function
+            and the last layer before it, as in "log after encoder.0".
         measured: what was measured, a number or words.
         expected: what a healthy model has there.
         severity: "error" where the model cannot learn like this, "warning" where it learns badly or
             late (a scale beyond its limit, but not beyond the limit's square).
-        remedy: one sentence with the call that mends it.
+        remedy: one sentence with the call that mends it, or what to change where no call can.
         page: path of the page that explains it.
     """
 

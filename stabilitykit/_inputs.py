@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,42 +22,59 @@ class Named(NamedTuple):
         tensor: itself.
         expression: what gives it, such as "inputs['image']".
         layer: how a finding names it, such as "input['image']".
-        place: (part, key or position), or (part,) for a batch of one tensor.
+        path: the batch's part, then positions in sequences, and accessors as they are written.
     """
 
     tensor: Tensor
     expression: str
     layer: str
-    place: tuple[Any, ...]
+    path: tuple[int | str, ...]
 
     def assign(self, value: str) -> str:
         """A statement that puts another value in its place, in new tuples where it is in tuples."""
-        part, *keys = self.place
-        while keys and isinstance(keys[-1], int):
-            key = keys.pop()
-            around = part + "".join(f"[{k!r}]" for k in keys)
+        path = list(self.path)
+        while isinstance(key := path[-1], int):
+            path.pop()
+            around = _written(path)
             value = f"(*{around}[:{key}], {value}, *{around}[{key + 1}:])"
-        return f"{part}{''.join(f'[{k!r}]' for k in keys)} = {value}"
+        return f"{_written(path)} = {value}"
+
+
+def _written(path: Sequence[int | str]) -> str:
+    return "".join(f"[{key}]" if isinstance(key, int) else key for key in path)
 
 
 def named(value: Any, part: str) -> list[Named]:
-    """Every tensor in nested tuples, lists and mappings, with the expression that gives it."""
-    return _named(value, part, part.rstrip("s"), (part,))
+    """Every tensor in nested tuples, lists, mappings and dataclasses, with what gives it.
+
+    Args:
+        value: inputs or targets.
+        part: which of both.
+
+    Examples:
+        >>> x = torch.zeros(2)
+        >>> for one in named((x, {"mask": x}), "inputs"):
+        ...     print(one.layer, "|", one.assign("y"))
+        input[0] | inputs = (*inputs[:0], y, *inputs[1:])
+        input[1]['mask'] | inputs[1]['mask'] = y
+    """
+    return list(_named(value, (part,)))
 
 
-def _named(value: Any, expression: str, layer: str, place: tuple[Any, ...]) -> list[Named]:
+def _named(value: Any, path: tuple[int | str, ...]) -> Iterator[Named]:
+    parts: Iterable[tuple[int | str, Any]] = ()
     if isinstance(value, Tensor):
-        return [Named(value, expression, layer, place)]
-    pairs: list[tuple[Any, Any]] = []
-    if hasattr(value, "keys"):
-        pairs = [(key, value[key]) for key in value]
+        expression = _written(path)
+        layer = expression.replace("inputs", "input", 1).replace("targets", "target", 1)
+        yield Named(value, expression, layer, path)
+    elif isinstance(value, Mapping):
+        parts = ((f"[{key!r}]", value[key]) for key in value)
     elif isinstance(value, (tuple, list)):
-        pairs = list(enumerate(value))
-    return [
-        one
-        for key, part in pairs
-        for one in _named(part, f"{expression}[{key!r}]", f"{layer}[{key!r}]", (*place, key))
-    ]
+        parts = enumerate(value)
+    elif is_dataclass(value):
+        parts = ((f".{one.name}", getattr(value, one.name)) for one in fields(value))
+    for key, part in parts:
+        yield from _named(part, (*path, key))
 
 
 def unscaled(feeds: Sequence[Feed], inputs: Any) -> list[Finding]:

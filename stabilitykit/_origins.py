@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -42,6 +43,7 @@ class Tracer(TorchFunctionMode):
         super().__init__()
         self.model, self.seen, self.left = model, seen, left
         self.ran: set[str] = set()
+        self.grad = True  # whether autograd was on, at the function that is seen
         self._inside: list[tuple[str, nn.Module]] = []
         self._after, self._ended = "input", False
 
@@ -52,6 +54,7 @@ class Tracer(TorchFunctionMode):
             name = getattr(getattr(func, "__self__", None), "__name__", "")
         given = tensors((args, kwargs))
         if given:
+            self.grad = torch.is_grad_enabled()
             with Quiet():
                 self.seen(self._place(name), given, tensors(output), (args, kwargs, output))
         return output

@@ -125,6 +125,10 @@ _CAREFUL = {
         "Subtract the largest entry first, as softmax and logsumexp do, or clamp what {0} gets",
     ),
     **dict.fromkeys(
+        ("cross_entropy", "nll_loss"),
+        "Leave at least one target that is not ignored, since the mean over none is 0/0",
+    ),
+    **dict.fromkeys(
         ("softmax", "log_softmax", "scaled_dot_product_attention", "multi_head_attention_forward"),
         "Leave at least one entry of each row unmasked, since {0} over nothing is 0/0",
     ),
@@ -136,4 +140,5 @@ def careful(function: str, place: str) -> str:
     if function not in _CAREFUL:
         return ""
     where = "in loss_fn" if place == "loss" else f"at {place!r}" if place else "in the model"
-    return f"{_CAREFUL[function].format(function)}, {where}."
+    said = _CAREFUL[function].format(function)
+    return f"{said}, {where}."

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from stabilitykit._findings import Finding, finding
@@ -116,7 +115,7 @@ def _watched(
         for tensor in made:
             own_cut = attached and (place.function in _STEPS or not tensor.requires_grad)
             if own_cut:
-                cuts.append(_said(place))
+                cuts.append(_said(place, tracer.grad))
             passed = between | {len(cuts) - 1} if own_cut else between
             follows[id(tensor)] = tensor, sources, passed
 
@@ -129,11 +128,11 @@ def _watched(
     return used, cuts[min(between)] if between and first in sources else ""
 
 
-def _said(place: Place) -> str:
-    if not torch.is_grad_enabled():
-        return f"the torch.no_grad around {place.layer!r}"
-    where = place.layer if " after " in place.layer else f"{place.function} in {place.layer!r}"
-    return f"the {where}"
+def _said(place: Place, grad: bool) -> str:
+    between = " after " in place.layer
+    if not grad:
+        return f"the torch.no_grad around {place.layer if between else repr(place.layer)}"
+    return f"the {place.layer if between else f'{place.function} in {place.layer!r}'}"
 
 
 def _forgotten(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -113,6 +113,27 @@ def _unrounded(source: float, stack: Sequence[Signal]) -> list[float]:
         lost = signal.amplitude == 0 and _log(last) < source + math.log(_RESOLUTION)
         found.append(last if lost else signal.amplitude)
     return found
+
+
+def gradients(
+    signals: Sequence[Signal], products: Mapping[int, float], records: Sequence[Any]
+) -> list[float | None]:
+    """The norm of the gradient of each signal's output, None where there is none.
+
+    Args:
+        signals: the layers.
+        products: the norms of those outside of modules, by position.
+        records: of the probe, which has the others.
+    """
+    measured = {(r.layer, r.kind, r.call): r for r in records}
+    norms: list[float | None] = []
+    for place, signal in enumerate(signals):
+        record = measured.get((signal.layer, signal.kind, signal.call))
+        norm = products.get(place)
+        if record is not None and record.grad_rms is not None:
+            norm = record.grad_rms * math.prod(record.shape) ** 0.5
+        norms.append(norm)
+    return norms
 
 
 def backward(

@@ -102,8 +102,9 @@ def diagnose(
 
     A signal counts as lost, or as exploded, when its amplitude moves by more than six depth scales
     (e⁶ = 403) between the input and the last hidden layer, with three standard deviations of the
-    random walk that finite widths cause on top; and so for the gradient on its way back. All
-    thresholds, with reasons, stand in `stabilitykit/_findings.py`.
+    random walk that finite widths cause on top; and so for the gradient on its way back, where a
+    layer that is called several times counts by the sum of its calls, and where the steps of a
+    recurrent layer count. All thresholds, with reasons, stand in `stabilitykit/_findings.py`.
 
     Args:
         model: on the device of the batch.
@@ -230,7 +231,7 @@ def _run(
         return Diagnosis((bad,), value, records, parameters, None, tuple(watch.signals))
 
     def evaluate() -> float:
-        return float(_scalar_value(loss_fn(_call(model, inputs), targets)))
+        return float(loss_fn(_call(model, inputs), targets).detach())
 
     for name, parameter in model.named_parameters():
         parameter.grad = gradients[name]
@@ -258,11 +259,6 @@ def _predicted(model: nn.Module, batch: Any) -> Prediction | None:
         return None
 
 
-def _scalar_value(loss: Any) -> Tensor:
-    value: Tensor = loss.detach()
-    return value
-
-
 def _judge(
     model: nn.Module,
     watch: Watch,
@@ -275,14 +271,7 @@ def _judge(
     randomness: Randomness,
 ) -> list[Finding]:
     rescale = rescaling(model, records, watch.signals)
-    measured = {(r.layer, r.kind, r.call): r for r in records}
-    norms: list[float | None] = []
-    for place, signal in enumerate(watch.signals):
-        record = measured.get((signal.layer, signal.kind, signal.call))
-        norm = watch.norms.get(place)
-        if record is not None and record.grad_rms is not None:
-            norm = record.grad_rms * torch.Size(record.shape).numel() ** 0.5
-        norms.append(norm)
+    norms = rules.gradients(watch.signals, watch.norms, records)
     findings = unscaled(watch.feeds, inputs)
     findings += rules.forward(watch.signals, rescale)
     findings += rules.backward(watch.signals, norms, rescale)

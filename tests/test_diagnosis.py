@@ -493,3 +493,72 @@ def test_a_gradient_through_time_grows_as_products_of_slopes_do():
     nn.init.orthogonal_(layer.weight_hh_l0, 2.0)
     grown = growing(layer, torch.zeros(6, 4, 3))
     assert grown == pytest.approx(6 * math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("detached-branch", "Take out the detach after right, which cuts it off from the loss"),
+        ("detached-features", "Take out the detach in '2', which cuts it off from the loss"),
+        ("rounded-features", "Replace the round in '1', whose slope is 0, by one with a slope"),
+        ("features-without-grad", "Take out the torch.no_grad around '1', which cuts it off"),
+        ("forgotten-branch", "Call it in forward, or freeze it"),
+        ("reverse-lstm-read-at-the-end", "Let the loss depend on it (its output is multiplied by"),
+    ],
+)
+def test_what_cuts_a_gradient_off_is_named(name, said):
+    (found,) = sk.diagnose(*sick.build(name)).findings
+    assert found.remedy.startswith(said)
+    assert found.severity == ("warning" if name == "forgotten-branch" else "error")
+
+
+def test_a_detach_beside_the_way_is_not_blamed():
+    class Logs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.head = nn.Linear(16, 8), nn.Linear(16, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            h = self.one(x)
+            self.seen = h.detach().norm()
+            return self.head(self.two(x) + h.data)
+
+    (found,) = sk.diagnose(Logs(), nets.table(), F.cross_entropy).findings
+    assert found.remedy.startswith("Take out the data after two, which cuts it off")
+
+
+def test_whole_modules_are_frozen_not_each_weight():
+    class Far(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nets.stack([16] + [48] * 5 + [8]), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.head(self.body(x).detach())
+
+    (found,) = sk.diagnose(Far(), nets.table(), F.cross_entropy).findings
+    assert found.remedy.endswith("`model.get_submodule('body').requires_grad_(False)`.")
+
+
+def test_logs_of_masks_are_no_origin_of_nan():
+    """log(0) = −inf on purpose, added to scores; the nan comes of a division later."""
+
+    class Masked(nn.Module):
+        def __init__(self, safe):
+            super().__init__()
+            self.scores, self.head, self.safe = nn.Linear(16, 8), nn.Linear(8, 4), safe
+
+        def forward(self, x):
+            share = (self.scores(x) + (torch.arange(8) % 2).log()).softmax(1)
+            return self.head(share / (share + (1e-8 if self.safe else 0)))
+
+    assert sk.diagnose(Masked(True), nets.table(), F.cross_entropy).healthy
+    (found,) = sk.diagnose(Masked(False), nets.table(), F.cross_entropy).findings
+    assert (found.code, found.layer) == ("non-finite", "div after scores")
+
+
+def test_a_loss_without_targets_left_is_said():
+    model, (x, t) = net(), nets.table()
+    (found,) = sk.diagnose(model, (x, t.fill_(-100)), F.cross_entropy).findings
+    assert (found.code, found.layer) == ("non-finite", "loss")
+    assert "ignore" in found.remedy
