@@ -88,7 +88,10 @@ def unscaled(feeds: Sequence[Feed], inputs: Any) -> list[Finding]:
                 continue
             measured = f"mean {feed.offset:.3g} standard deviations from 0"
             expected = "mean 0"
-        one = _source(feed, named(inputs, "inputs"))
+        parts = named(inputs, "inputs")
+        one = _source(feed, parts)
+        if one is None and not any(p.tensor.is_floating_point() for p in parts):
+            continue  # what an embedding made of indices
         layer = "input" if one is None else one.layer
         remedy = f"Standardise what layer {feed.layer!r} reads from the batch, by feature."
         if one is not None:
@@ -108,7 +111,7 @@ def _standardised(one: Named, feed: Feed) -> str:
 
 def _source(feed: Feed, parts: Sequence[Named]) -> Named | None:
     """The tensor of the batch that a layer reads, also when cast or reshaped on the way."""
-    if len(parts) == 1:
+    if len(parts) == 1 and parts[0].tensor.is_floating_point():
         return parts[0]
     flat = feed.source.flatten()
     for one in parts:

@@ -12,7 +12,7 @@ from stabilitykit._findings import Finding, finding
 from stabilitykit._inputs import named
 from stabilitykit._measure import WEIGHTED, tensors
 from stabilitykit._origins import Place, Tracer
-from stabilitykit._remedies import careful, redrawn
+from stabilitykit._remedies import careful, owner, redrawn
 
 
 def first_nonfinite(
@@ -62,6 +62,14 @@ def first_nonfinite(
         if number := _bad(weight):
             said = f"{number} entries of {name} are nan or infinite"
             return finding("non-finite", name, said, 0, redrawn(model, name))
+    for name, norm in model.named_modules():
+        # In training they take in whatever the step itself makes.
+        kept = isinstance(norm, nn.modules.batchnorm._NormBase) and not norm.training
+        if kept and any(_bad(buffer) for buffer in norm.buffers(recurse=False)):
+            call = f"{owner(name)}.reset_running_stats()"
+            remedy = f"Gather its running statistics anew, in training mode: `{call}`."
+            said = "running statistics that are nan or infinite"
+            return finding("non-finite", name, said, 0, remedy)
     forward = place is not None and place.direction == "forward"
     origins = _Origins(model)
     outcome = origins.run(again)
@@ -173,9 +181,11 @@ class _Origins:
             return None
         node, overflow = found[0]
         name = node.name().rsplit("::", 1)[-1].split("Backward")[0].lower()
+        own = isinstance(node, torch.autograd.function.BackwardCFunction)
         while node is not None and node not in self._nodes:
             node = above[node]
-        return _Origin(Place(name, self._nodes[node].layer if node else "loss"), overflow)
+        layer = self._nodes[node].layer if node else "loss"
+        return _Origin(Place(name, f"{name} before {layer}" if own else layer), overflow)
 
 
 def _infinite(value: Any) -> bool:

@@ -56,8 +56,10 @@ def _envelope(values: Sequence[float], worst: Callable[[float, float], float]) -
 
 
 def _cure(falls: Sequence[float], signal: Signal, rescale: str) -> str:
-    """Draw one layer again where it alone is at fault, else rescale all."""
-    if len(falls) < 2 or max(falls) <= sum(falls) / 2:
+    """Draw one layer again where it alone is at fault, for most of the change, else rescale all."""
+    alone = len(falls) > 1 and max(falls) > 0.75 * sum(falls)
+    # What attention does to a gradient is for what it gets to say, as much as for its weights.
+    if not alone or not signal.weighted or signal.kind == "multiheadattention":
         return rescale
     if signal.kind == "product":
         call = f"nn.init.orthogonal_({parameter(signal.layer)}, 2**0.5)"

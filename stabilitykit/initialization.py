@@ -165,13 +165,19 @@ def _draw(layer: Any, scheme: str, factor: float) -> Tensor:
         fan_in = max(1, round(layer.in_channels / layer.groups * reach))
         fan_out = weight.shape[1] * math.prod(layer.kernel_size)
     if scheme == "orthogonal":
-        return nn.init.orthogonal_(weight, factor)
+        return _orthogonal(weight, factor)
     wide = scheme.startswith("xavier")
     std = factor * (2 / (fan_in + fan_out)) ** 0.5 if wide else factor / fan_in**0.5
     if scheme.endswith("uniform"):
         bound = 3**0.5 * std
         return nn.init.uniform_(weight, -bound, bound)
     return nn.init.normal_(weight, 0.0, std)
+
+
+def _orthogonal(weight: Tensor, factor: float) -> Tensor:
+    """In float32 at least, since torch factorises no matrices of fewer bits."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return nn.init.orthogonal_(torch.empty_like(weight, dtype=wide), factor)
 
 
 class Scaled(NamedTuple):
@@ -243,7 +249,7 @@ def _scale_all(model: nn.Module, inputs: Any, tolerance: float, most: int) -> tu
     order = [name for name, _ in _variances(model, names, inputs)]
     layers: dict[str, Any] = {name: module for module, name in names.items()}
     for name in order:
-        nn.init.orthogonal_(layers[name].weight)
+        layers[name].weight.copy_(_orthogonal(layers[name].weight, 1.0))
         if layers[name].bias is not None:
             nn.init.zeros_(layers[name].bias)
     done = []

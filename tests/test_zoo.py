@@ -70,6 +70,8 @@ UNTOUCHED = {
     "batchnorm-dead": "a norm's bias",
     "zero-lstm": "recurrent weights",
     "tiny-lstm-weights": "recurrent weights",
+    "encoder-pre-ln-tiny": "the weights of attention",
+    "encoder-pre-ln-times-30": "the weights of attention",
     "rnn-weights-times-30": "recurrent weights",
     "gru-weights-times-50": "recurrent weights",
     "lstm-2-weights-times-30": "recurrent weights",

@@ -296,6 +296,10 @@ MORE = {
         small_init(nets.Transformer(8)),
         *(nets.tokens(), CE, 1e-3),
     ),
+    "encoder-tiny-embeddings": lambda: (
+        tiny_embeddings(nets.Encoder(True)),
+        *(nets.tokens(), CE, 3e-3),
+    ),
     "encoder-post-ln": lambda: (nets.Encoder(False), nets.tokens(), CE, 3e-3),
     "encoder-pre-ln": lambda: (nets.Encoder(True), nets.tokens(), CE, 3e-3),
 }
@@ -375,6 +379,11 @@ def remembering(model):
     """Forget gates that start at 1 (their second quarter of the biases)."""
     width = model.rnn.hidden_size
     model.rnn.bias_ih_l0.data[width : 2 * width] = 1.0
+    return model
+
+
+def tiny_embeddings(model):
+    model.embedding.weight.data *= 5e-3
     return model
 
 

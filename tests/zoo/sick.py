@@ -83,6 +83,13 @@ def times(model, factor, of="weight"):
     return model
 
 
+def every(model, factor):
+    """Multiply every matrix of the model."""
+    for p in model.parameters():
+        p.data *= factor if p.ndim > 1 else 1
+    return model
+
+
 def shares(x, least=0.0):
     """Each unit relative to the mean unit of its sample."""
     return x.relu() / (x.relu().mean(1, keepdim=True) + least)
@@ -115,6 +122,13 @@ def without(kind, by=nn.Identity):
 MLP = [16, 48, 48, 48, 4]
 DEEP = [16] + [64] * 24 + [4]
 relu_not_sigmoid = without(nn.Sigmoid, nn.ReLU)
+
+
+def spoilt_statistics():
+    model = nets.stack([16, 48, 48, 4], norm=nn.BatchNorm1d).eval()
+    model[1].running_var[3] = float("nan")
+    return model
+
 
 # non-finite
 NAN, INF = float("nan"), float("inf")
@@ -210,6 +224,22 @@ sick(
     lambda: (
         nets.TwoInputs(),
         (lambda x, t: ({"a": x, "b": spoil(NAN)(x.flip(1))}, t))(*nets.table()),
+        CE,
+    ),
+)
+sick(
+    "nan-in-running-statistics",
+    "non-finite",
+    "1",
+    lambda: (spoilt_statistics(), nets.table(), CE),
+)
+sick(
+    "overflow-of-half-precision",
+    "non-finite",
+    "2",
+    lambda: (
+        nets.scaled(nets.stack([16, 48, 48, 4]), 300).half(),
+        (lambda x, t: (x.half(), t))(*nets.table()),
         CE,
     ),
 )
@@ -443,7 +473,20 @@ sick(
     relu_not_sigmoid,
 )
 
+sick(
+    "encoder-pre-ln-tiny",
+    "vanishing-gradient",
+    "encoder.layers.0.self_attn",
+    lambda: (every(nets.Encoder(True), 1e-3), nets.tokens(), CE),
+)
+
 # exploding-gradient
+sick(
+    "encoder-pre-ln-times-30",
+    "exploding-gradient",
+    "encoder.layers.1.self_attn",
+    lambda: (every(nets.Encoder(True), 30.0), nets.tokens(), CE),
+)
 sick(
     "chaotic-tanh-40",
     "exploding-gradient",
