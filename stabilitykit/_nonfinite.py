@@ -24,6 +24,7 @@ def first_nonfinite(
     place: Any,
     records: Sequence[Any],
     rescale: str,
+    rewind: Callable[[], None],
     again: Callable[[], Any],
 ) -> Finding | None:
     """non-finite: the first place on the way from the input to the gradients, or None.
@@ -32,7 +33,7 @@ def first_nonfinite(
     gaps that the model or the loss leaves out.
 
     Args:
-        model: in any state; `again` sees to that.
+        model: in any state; `rewind` sees to that.
         before: the parameters before the step.
         gradients: theirs, None where there is none.
         batch: inputs and targets.
@@ -40,7 +41,8 @@ def first_nonfinite(
         place: what the probe saw first.
         records: of the probe.
         rescale: the remedy for all weights.
-        again: computes the loss once more, as in the step.
+        rewind: puts the state back in which the step began.
+        again: computes the loss from there.
     """
     wrong = [n for n, g in gradients.items() if g is not None and _bad(_dense(g))]
     spread = bool(wrong) or not bool(loss.isfinite())
@@ -72,6 +74,7 @@ def first_nonfinite(
             return finding("non-finite", name, said, 0, remedy)
     forward = place is not None and place.direction == "forward"
     origins = _Origins(model)
+    rewind()
     outcome = origins.run(again)
     if forward or not bool(loss.isfinite()):
         origin = origins.forward or origins.of(outcome)

@@ -185,18 +185,20 @@ def _run(
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     floating = [t for t in tensors(inputs) if t.is_floating_point()]
 
-    def again() -> Any:
+    def rewind() -> None:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.data.copy_(before[name])
         randomness.restore()
+
+    def again() -> Any:
         return loss_fn(_call(model, inputs), targets)
 
     def nonfinite(loss: Tensor, gradients: dict[str, Tensor | None]) -> Finding | None:
         rescale = rescaling(model, probe.records, watch.signals)
         return first_nonfinite(
             *(model, before, gradients, (inputs, targets), loss),
-            *(probe.first_nonfinite, probe.records, rescale, again),
+            *(probe.first_nonfinite, probe.records, rescale, rewind, again),
         )
 
     with Probe(model, optimizer, mode="exact") as probe:
