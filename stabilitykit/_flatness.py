@@ -82,8 +82,11 @@ def argument(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Te
 def _intervals(
     function: Callable[..., Tensor], args: tuple[Any, ...], options: tuple[tuple[str, Any], ...]
 ) -> Intervals:
+    # Hooks on saved tensors, such as a checkpoint's, are not for what is computed here.
+    apart = torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved)
+
     def slope(z: Tensor) -> Tensor:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), apart:
             leaf = z.clone().requires_grad_()
             value = function(leaf.clone(), *args, **dict(options))  # may work in place
             (gradient,) = torch.autograd.grad(value.sum(), leaf)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from stabilitykit import _nested
 from stabilitykit._restore import Randomness
 
 WEIGHTED = (
@@ -156,30 +157,24 @@ class Watch:
         if weighted and call == 0 and direct and not normalised:
             self.feeds.append(_feed(name, module, source.detach()))
         kind = type(module).__name__.lower()
-        units = result.shape[1] if isinstance(module, nn.modules.conv._ConvNd) else result.shape[-1]
+        units = result.shape[_features(module, result)]
         amplitudes = amplitude(source.detach()), amplitude(result.detach())
-        self.signals.append(Signal(name, kind, call, weighted, int(units), *amplitudes))
+        self.signals.append(Signal(name, kind, call, weighted, units, *amplitudes))
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The first dense floating-point tensor in nested tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        plain = value.is_floating_point() and value.layout == torch.strided and not value.is_nested
-        return value if plain and value.numel() else None
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (tuple, list)):
-        return next((t for t in map(first_tensor, value) if t is not None), None)
-    return None
+    """The first dense floating-point tensor in nested tuples, lists, mappings and dataclasses."""
+    return next(filter(_is_plain, _nested.tensors(value)), None)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    dense = tensor.layout == torch.strided and not tensor.is_nested
+    return dense and tensor.is_floating_point() and bool(tensor.numel())
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All tensors in nested tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [t for part in value for t in tensors(part)] if isinstance(value, (tuple, list)) else []
+    """All tensors in nested tuples, lists, mappings and dataclasses."""
+    return list(_nested.tensors(value))
 
 
 def amplitude(x: Tensor) -> float:
@@ -190,12 +185,18 @@ def amplitude(x: Tensor) -> float:
     return float(x.square().mean().sqrt())
 
 
+def _features(module: nn.Module, x: Tensor) -> int:
+    """The dimension of features, also of a sample without a batch around it."""
+    spatial = len(module.kernel_size) if isinstance(module, nn.modules.conv._ConvNd) else 0
+    return x.ndim - 1 - spatial
+
+
 def _feed(name: str, module: nn.Module, x: Tensor) -> Feed:
-    channels = 1 if isinstance(module, nn.modules.conv._ConvNd) and x.ndim > 2 else x.ndim - 1
+    channels = _features(module, x)
     source, x = x, x.double()
     filled = x[x != 0]
     rms = float(filled.square().mean().sqrt()) if filled.numel() else 0.0
-    features = x.movedim(channels, 0).flatten(1)
+    features = x.movedim(channels, 0).reshape(x.shape[channels], -1)
     spread = float(features.var(1, correction=0).mean()) if features.shape[1] > 1 else 0.0
     offset = (float(features.mean(1).square().mean()) / spread) ** 0.5 if spread else 0.0
     return Feed(name, rms, offset, channels, source)
@@ -256,7 +257,7 @@ def along(
         before: its parameters before the step.
         loss: before the step.
         evaluate: computes the loss.
-        randomness: the random state in which `loss` was computed.
+        randomness: puts back what was there when `loss` was computed, parameters aside.
     """
     parameters = {n: p for n, p in model.named_parameters() if p.grad is not None}
     with torch.no_grad():
@@ -282,7 +283,8 @@ def along(
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(before[name] + scale * moves[name])
-            return stretch(loss, evaluate(), scale * promise)
+        # With autograd, as the first loss was: without it layers may take other paths.
+        return stretch(loss, evaluate(), scale * promise)
 
     value, factor = at(1.0), 1.0
     while value > 1 and factor > 1e-12 and at(factor) > 1:

@@ -1,8 +1,10 @@
-"""Tensors within tuples, lists, dicts and dataclasses."""
+"""Tensors within tuples, lists, mappings and dataclasses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -10,10 +12,10 @@ from torch import Tensor
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists, dicts and dataclasses."""
+    """Every tensor in nested tuples, lists, mappings and dataclasses."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         for entry in value.values():
             yield from tensors(entry)
     elif isinstance(value, (tuple, list)):
@@ -25,11 +27,28 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def replaced(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nested tuples, lists and dicts with every tensor changed."""
+    """The same nested tuples, lists, dicts and dataclasses with every tensor changed."""
     if isinstance(value, Tensor):
         return change(value)
-    if type(value) is dict:
-        return {key: replaced(entry, change) for key, entry in value.items()}
     if type(value) in (tuple, list):
         return type(value)(replaced(entry, change) for entry in value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(replaced(entry, change) for entry in value))
+    if isinstance(value, (dict, UserDict)):
+        new = copy.copy(value)
+        for key, entry in value.items():
+            new[key] = replaced(entry, change)
+        return new
+    if is_dataclass(value) and not isinstance(value, type):
+        made = copy.copy(value)
+        for field in fields(value):  # also of a frozen one
+            object.__setattr__(made, field.name, replaced(getattr(value, field.name), change))
+        return made
     return value
+
+
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a model is called with: mappings, tuples and lists are unpacked."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}

@@ -112,6 +112,8 @@ class ParameterMeter:
             seen.gradient = gradient
             if self.ledger.mode == "sampled":
                 seen.norm = self.ledger.moments(gradient).slot
+            elif self.ledger.mode == "exact":
+                (seen.norm,) = self.ledger.write(_square_and_nonfinite(gradient)[None])
             elif self.ledger.mode == "hybrid" and gradient.numel():
                 known = _SMALL < self._rms.get(seen.name, 0.0) < _LARGE
                 seen.double = not known and gradient.device.type != "mps"
@@ -141,17 +143,17 @@ class ParameterMeter:
                 moments = self.ledger.read_moments(Written(gradient.numel(), seen.norm))
                 found.append((moments.rms**2 * gradient.numel(), moments.nonfinite))
                 continue
-            if self.ledger.mode == "hybrid":
-                (norm,) = self.ledger.values(seen.norm)
-                self._rms[seen.name] = norm / math.sqrt(gradient.numel())
-                if norm < math.inf and (seen.double or self._rms[seen.name] > _SMALL):
-                    found.append((norm * norm, 0))
-                    continue
+            if self.ledger.mode == "exact":
+                square, bad = self.ledger.values(seen.norm)
+                found.append((square, round(bad)))
+                continue
+            (norm,) = self.ledger.values(seen.norm)
+            self._rms[seen.name] = norm / math.sqrt(gradient.numel())
+            if norm < math.inf and (seen.double or self._rms[seen.name] > _SMALL):
+                found.append((norm * norm, 0))
+                continue
             # Out of float32's range since the step before, or not finite: worth a second look.
-            whole = gradient.detach().flatten()
-            wider = torch.promote_types(whole.dtype, torch.double)
-            square = torch.linalg.vector_norm(whole, dtype=wider).square().double()
-            doubtful[index] = torch.stack([square, whole.isfinite().logical_not().sum().double()])
+            doubtful[index] = _square_and_nonfinite(gradient)
             found.append((0.0, 0))
         if doubtful:
             device = next(iter(doubtful.values())).device
@@ -181,6 +183,14 @@ class ParameterMeter:
         if any(seen.groups for seen in self.seen):
             kept = _summed(kept) if collective else [k for k in kept if not k[0].groups]
         return [_record(step, seen, row) for seen, row in kept]
+
+
+def _square_and_nonfinite(gradient: Tensor) -> Tensor:
+    """The sum of squares in float64, and how many entries are not finite."""
+    whole = gradient.detach().flatten()
+    wider = torch.promote_types(whole.dtype, torch.double)
+    square = torch.linalg.vector_norm(whole, dtype=wider).square().double()
+    return torch.stack([square, whole.isfinite().logical_not().sum().double()])
 
 
 def _record(step: int, seen: _Seen, row: list[float]) -> ParameterRecord:

@@ -149,6 +149,9 @@ class Tape:
         """Ask for the measured gradient of a tensor; its number in `found`."""
         if not (tensor.requires_grad and tensor.is_floating_point()):
             return None
+        base = tensor._base
+        if base is not None and base.requires_grad and tensor.grad_fn is None:
+            return None  # a view made without autograd, as in a reentrant checkpoint
         self._edges.append(torch.autograd.graph.get_gradient_edge(tensor))
         return len(self._edges) - 1
 

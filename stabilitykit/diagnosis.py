@@ -21,6 +21,7 @@ from stabilitykit._inputs import unscaled
 from stabilitykit._intake import intake
 from stabilitykit._losses import LossWatch
 from stabilitykit._measure import Line, Signal, Watch, along, tensors
+from stabilitykit._nested import arguments
 from stabilitykit._nonfinite import first_nonfinite
 from stabilitykit._recurrent import recurrent
 from stabilitykit._remedies import rescaling
@@ -96,9 +97,12 @@ def diagnose(
     """Run one training step, compare each layer with theory, and say what is wrong.
 
     The model runs in the mode in which it is given. Afterwards its weights, buffers, gradients,
-    modes and hooks, the optimizer's state and the random numbers are what they were, bit for bit,
-    also after an exception. With an optimizer the step is made (and undone) as well, and the loss
-    along it says whether it is too long or too short.
+    modes and hooks, its other attributes with the lists and dicts in them, the optimizer's state,
+    the modules of the loss, the batch and the random numbers are what they were, bit for bit, also
+    after an exception. With an optimizer the step is made (and undone) as well, and the loss along
+    it says whether it is too long or too short. An optimizer in a hook after the accumulation of a
+    gradient makes no step. What can not be put back is what objects of other classes that the model
+    holds have done meanwhile, what functions have written to variables, and what went to files.
 
     A signal counts as lost, or as exploded, when its amplitude moves by more than six depth scales
     (e⁶ = 403) between the input and the last hidden layer, with three standard deviations of the
@@ -108,8 +112,8 @@ def diagnose(
 
     Args:
         model: on the device of the batch.
-        batch: (inputs, targets); inputs is a tensor, or a tuple or dict that is unpacked into
-            forward. Take a batch as in training: 32 samples or more.
+        batch: (inputs, targets); inputs is a tensor, a tuple or mapping that is unpacked into
+            forward, or a dataclass. Take a batch as in training: 32 samples or more.
         loss_fn: called as loss_fn(outputs, targets), gives a scalar.
         optimizer: of the model's parameters.
 
@@ -137,15 +141,17 @@ def diagnose(
     """
     inputs, targets = intake(model, batch, loss_fn, optimizer)
     model = unwrapped(model)
-    given = tensors(inputs) + tensors(targets)
-    with torch.inference_mode(False), torch.enable_grad(), restored(model, optimizer, given):
-        return _run(model, inputs, targets, loss_fn, optimizer)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        restored(model, optimizer, batch, loss_fn) as randomness,
+    ):
+        return _run(model, inputs, targets, loss_fn, optimizer, randomness)
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, dict):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+    args, kwargs = arguments(inputs)
+    return model(*args, **kwargs)
 
 
 @contextmanager
@@ -180,8 +186,9 @@ def _run(
     targets: Any,
     loss_fn: LossFunction,
     optimizer: torch.optim.Optimizer | None,
+    randomness: Randomness,
 ) -> Diagnosis:
-    randomness, watch, losses = Randomness(), Watch(), LossWatch()
+    watch, losses = Watch(), LossWatch()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     floating = [t for t in tensors(inputs) if t.is_floating_point()]
 
@@ -244,9 +251,10 @@ def _run(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(before[name])
+    randomness.restore()
+    prediction = _predicted(model, (inputs, targets))
     misfit = losses.finding(outputs, targets)
     judged = _judge(model, watch, records, misfit, line, inputs, targets, loss_fn, randomness)
-    prediction = _predicted(model, (inputs, targets))
     signals = tuple(watch.signals)
     return Diagnosis(causes(judged), value, records, parameters, prediction, signals)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stabilitykit import _following
-from stabilitykit._nested import tensors
+from stabilitykit._nested import arguments
 from stabilitykit._restore import restored
 from stabilitykit.gains import gain
 
@@ -110,12 +110,8 @@ def initialize(
             )
     else:
         inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
-        args = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-        with restored(model, None, list(tensors(inputs))):
-            if isinstance(inputs, dict):
-                found = _following.by_pass(model, (), inputs)
-            else:
-                found = _following.by_pass(model, args, {})
+        with restored(model, None, inputs):
+            found = _following.by_pass(model, *arguments(inputs))
     drawn = []
     for use in found.uses.values():
         layer = layers[use.layer]
@@ -282,12 +278,8 @@ def _variances(
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     handles = [module.register_forward_hook(record) for module in names]
     try:
-        if isinstance(inputs, dict):
-            model(**inputs)
-        elif isinstance(inputs, (tuple, list)):
-            model(*inputs)
-        else:
-            model(inputs)
+        args, kwargs = arguments(inputs)
+        model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from stabilitykit._nested import replaced, tensors
+from stabilitykit._nested import arguments, replaced, tensors
 from stabilitykit._restore import restored
 from stabilitykit._trace import Trace
 
@@ -98,8 +98,8 @@ def predict(model: nn.Module, batch: Any) -> Prediction:
     Args:
         model: in the mode that it is in. It is left bit-identical, also after an error.
         batch: (inputs, targets), of which only the inputs are used, or the inputs alone. Inputs may
-            be a tensor, or a tuple or dict that is unpacked into forward; a plain tuple of two is
-            taken for (inputs, targets). Sparse inputs count with their zeros.
+            be a tensor, a tuple or mapping that is unpacked into forward, or a dataclass; a plain
+            tuple of two is taken for (inputs, targets). Sparse inputs count with their zeros.
 
     Returns:
         The prediction, by layer and call in the order of the forward pass.
@@ -128,10 +128,7 @@ def predict(model: nn.Module, batch: Any) -> Prediction:
 
 def _inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-    inputs = batch[0] if pair else batch
-    if isinstance(inputs, dict):
-        return (), dict(inputs)
-    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
+    return arguments(batch[0] if pair else batch)
 
 
 def _check(model: nn.Module, batch: Any, given: list[torch.Tensor]) -> None:

@@ -248,7 +248,7 @@ class Readings(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("mode", ["sampled", "hybrid"])
+@pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
 def test_one_synchronisation_per_recorded_step(mode, monkeypatch):
     fetched = []
 

@@ -52,8 +52,33 @@ def measure(how, mode):
     }
 
 
+def diagnose():
+    # Each process its own half, between steps together.
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 5))
+    x, t = torch.randn(64, 12).chunk(2)[rank], torch.randint(0, 5, (64,)).chunk(2)[rank]
+    model = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    sums, loss_fn = [], nn.functional.cross_entropy
+    for _ in range(2):
+        diagnosis = sk.diagnose(model, (x, t), loss_fn, optimizer)
+        optimizer.zero_grad()
+        loss_fn(model(x), t).backward()
+        optimizer.step()
+        sums.append([float(p.detach().double().sum()) for p in model.parameters()])
+    with torch.no_grad():
+        model.module[0].bias.fill_(-100)
+    sick = sk.diagnose(model, (x, t), loss_fn, optimizer)
+    return {
+        "findings": [[f.code, f.layer] for f in diagnosis.findings + sick.findings],
+        "loss": diagnosis.loss,
+        "sums": sums,
+    }
+
+
 runs = [("one", "exact"), ("ddp", "hybrid"), ("fsdp", "hybrid"), ("fsdp", "exact")]
-print(json.dumps({" ".join(run): measure(*run) for run in runs}))
+results = {" ".join(run): measure(*run) for run in runs}
+print(json.dumps(results | {"diagnosis": diagnose()}))
 distributed.barrier()
 distributed.destroy_process_group()
 """
@@ -114,3 +139,11 @@ def test_layers_are_those_of_each_process_and_add_up(found, run):
         for place, scale in ((3, 1), (4, 0.5)):  # whose loss is the mean over half the batch
             mean_square = (first[place] ** 2 + second[place] ** 2) / 2
             assert scale * mean_square**0.5 == pytest.approx(whole[place], rel=1e-4)
+
+
+def test_each_process_diagnoses_its_part_and_trains_on(found):
+    first, second = (of_process["diagnosis"] for of_process in found)
+    assert first["findings"] == second["findings"] == [["dead-units", "0"]]
+    assert first["loss"] != second["loss"]
+    assert first["sums"] == second["sums"]
+    assert first["sums"][0] != first["sums"][1]
