@@ -38,6 +38,10 @@ INPUT_OFFSET = 10.0
 # Derived: along a direction of curvature λ, gradient descent with lr·λ > 2 raises the loss; up to
 # 4 it may yet settle in a flatter place (Lewkowycz et al. 2020, arXiv 2003.02218, section 3).
 STEP_LARGE = 4.0
+# Convention: a rise of the loss, on the batch of the step itself, by a twentieth of the loss and of
+# the fall that the gradient promised. It is no rounding, and only a warning, since the rate may yet
+# do. Steps of trainings at common rates do not do it; at the highest that work, one in a hundred.
+STEP_RISE = 0.05
 # Convention: the loss still falls in a straight line at ten thousand times the step.
 STEP_SMALL = 1e-4
 
@@ -64,7 +68,7 @@ QUANTITIES = {
     "vanishing-signal": "amplitude at the last hidden layer, relative to the input's",
     "exploding-signal": "amplitude at the output, relative to the input's",
     "vanishing-gradient": "gradient at the first layer, relative to the last hidden one's",
-    "exploding-gradient": "gradient at the first layer, relative to the last hidden one's",
+    "exploding-gradient": "gradient at the first layer (or step in time), relative to the last's",
     "saturated": "share of entries where the activation is flat",
     "dead-units": "share of units that are off for the whole batch",
     "tied-units": "share of units that are equal and stay so",
@@ -103,12 +107,14 @@ class Finding:
         code: one of `non-finite`, `vanishing-signal`, `exploding-signal`, `vanishing-gradient`,
             `exploding-gradient`, `saturated`, `dead-units`, `tied-units`, `no-gradient`,
             `unscaled-input`, `mismatched-loss`, `update-too-large`, `update-too-small`.
-        layer: where it starts: a name in `named_modules` or `named_parameters`, "input" or "loss".
+        layer: where it starts: a name in `named_modules` or `named_parameters`, "input" (with key
+            or position, as in "input['mask']", where there are several), "loss", or the function
+            and the last layer before it, as in "log after encoder.0".
         measured: what was measured, a number or words.
         expected: what a healthy model has there.
         severity: "error" where the model cannot learn like this, "warning" where it learns badly or
             late (a scale beyond its limit, but not beyond the limit's square).
-        remedy: one sentence with the call that mends it.
+        remedy: one sentence with the call that mends it, or what to change where no call can.
         page: path of the page that explains it.
     """
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from stabilitykit._findings import Finding, finding
+
 _POINTWISE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
-_WATCHED = (*_POINTWISE, "cross_entropy", "nll_loss", "binary_cross_entropy_with_logits")
+_LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")
+_WATCHED = (*_POINTWISE, *_LOGITS, "nll_loss", "binary_cross_entropy", "kl_div")
 
 # Operations that only move numbers about, as their nodes in autograd's graph are called.
 _MOVES = (
@@ -17,18 +22,34 @@ _MOVES = (
 )
 
 
+# Those that change numbers but keep what a sigmoid made of them, where they stay in [0, 1].
+_TOUCHES = ("clamp", "clampmin", "clampmax", "mul", "div", "add", "sub", "rsub")
+
+
 class Mismatch(NamedTuple):
     """A loss that does not fit.
 
     Attributes:
         measured: what was found.
         expected: what the loss takes.
-        remedy: one sentence with the call.
+        words: what to do.
+        call: the same as a statement.
     """
 
     measured: str
     expected: str
-    remedy: str
+    words: str
+    call: str
+
+    def remedy(self, where: str) -> str:
+        """One sentence: with the call, or for source that no call replaces.
+
+        Args:
+            where: that source; empty where loss_fn is the loss alone.
+        """
+        if where:
+            return f"In {where}, {self.words}."
+        return f"{self.words[0].upper()}{self.words[1:]}: `{self.call}`."
 
 
 class LossWatch(TorchFunctionMode):
@@ -37,6 +58,31 @@ class LossWatch(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[str, Tensor, Tensor]] = []
+        self.inside = 0  # how many of them the model made itself
+
+    def finding(self, outputs: Any, targets: Any) -> Finding | None:
+        """mismatched-loss: the first call that was given something else than it takes.
+
+        Args:
+            outputs: of the model.
+            targets: of the batch.
+        """
+        for number, call in enumerate(self.calls):
+            found = mismatch([call])
+            if found is not None:
+                alone = call[1] is outputs and call[2] is targets
+                inside = number < self.inside
+                where = "the model's forward" if inside else "" if alone else "loss_fn"
+                remedy = found.remedy(where)
+                return finding("mismatched-loss", "loss", found.measured, found.expected, remedy)
+        return None
+
+    def refused(self) -> bool:
+        """Whether the last call was one that raises over values, as it does outside [0, 1]."""
+        if not self.calls or self.calls[-1][0] != "binary_cross_entropy":
+            return False
+        scores = self.calls[-1][1].detach()
+        return not bool(((scores >= 0) & (scores <= 1)).all())
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -77,55 +123,154 @@ def mismatch(calls: list[tuple[str, Tensor, Tensor]]) -> Mismatch | None:
     return None
 
 
-def _judge(name: str, scores: Tensor, target: Tensor) -> Mismatch | None:
+def squashed(scores: Tensor) -> str:
+    """Whether numbers are the output of a "softmax" or a "sigmoid", else nothing.
+
+    By the last function; by values, where rows in [0, 1] sum to 1; and by the functions before a
+    clamp or a scaling that leave all in [0, 1], also of a sigmoid that is written out.
+
+    Examples:
+        >>> import torch
+        >>> z = torch.linspace(-3, 3, 8, requires_grad=True).view(4, 2)
+        >>> squashed(1 / (1 + torch.exp(-z))), squashed(z.exp() / z.exp().sum(1, keepdim=True))
+        ('sigmoid', 'softmax')
+        >>> squashed(z.relu()), squashed(z.detach().sigmoid())
+        ('', '')
+    """
     made = last_function(scores)
-    squashed = made in ("softmax", "sigmoid")
+    if made in ("softmax", "sigmoid"):
+        return made
+    values = scores.detach()
+    if not values.numel() or not bool(((values >= 0) & (values <= 1)).all()):
+        return ""
+    values = values.double()
+    # Convention: closer to 1 than chance comes, and no closer than rounding leaves it.
+    near = max(1e-4, 2 * torch.finfo(scores.dtype).eps)
+    for dimension in (1, -1) if scores.ndim > 1 else ():
+        total = values.sum(dimension)
+        if scores.shape[dimension] > 1 and bool(((total - 1).abs() < near).all()):
+            return "softmax"
+    names = list(_path(scores))
+    while names and names[0] in _TOUCHES:
+        names.pop(0)
+    written = names[:3] == ["reciprocal", "add", "exp"]
+    return "sigmoid" if names[:1] == ["sigmoid"] or written else ""
+
+
+def _path(x: Tensor) -> Iterator[str]:
+    """The operations that made a tensor, the last first, as long as each has one input."""
+    node: Any = x.grad_fn
+    while node is not None:
+        name = node.name().rsplit("::", 1)[-1].split("Backward")[0].lstrip("_")
+        if name not in _MOVES:
+            yield name.lower()
+        before = [below for below, _ in node.next_functions if below is not None]
+        node = before[0] if len(before) == 1 else None
+
+
+def _judge(name: str, scores: Tensor, target: Tensor) -> Mismatch | None:
+    if not bool(scores.detach().isfinite().all()):
+        return None  # which is another finding
+    made = squashed(scores)
     if name in _POINTWISE:
-        if scores.shape != target.shape:
-            return Mismatch(
-                f"{name} of shapes {list(scores.shape)} and {list(target.shape)}, broadcast",
-                "outputs and targets of one shape",
-                "Give both one shape: "
-                f"`loss_fn = lambda y, t: nn.functional.{name}(y, t.view_as(y))`.",
-            )
-        classes = bool(((target == 0) | (target == 1)).all())
-        if squashed and classes:
-            one_hot = made == "softmax"
-            loss = "cross_entropy" if one_hot else "binary_cross_entropy_with_logits"
-            return Mismatch(
-                f"{name} on the output of a {made}, against targets of 0 and 1",
-                f"{loss} on the logits",
-                f"Drop the {made} and use `loss_fn = nn.functional.{loss}`.",
-            )
-    if name == "cross_entropy":
-        if scores.ndim > 1 and scores.shape[1] == 1:
-            return Mismatch(
-                "cross_entropy over a single class, which is 0 whatever the output",
-                "one logit a class, or binary_cross_entropy_with_logits for one logit",
-                "Use `loss_fn = lambda y, t: "
-                "nn.functional.binary_cross_entropy_with_logits(y.squeeze(1), t.float())`.",
-            )
-        if squashed:
-            return Mismatch(
-                f"cross_entropy on the output of a {made}",
-                "logits",
-                f"Drop the {made}: `loss_fn = nn.functional.cross_entropy` applies "
-                "log_softmax itself.",
-            )
-    if name == "binary_cross_entropy_with_logits" and squashed:
+        return _pointwise(name, scores, target, made)
+    if name == "cross_entropy" and scores.ndim > 1 and scores.shape[1] == 1:
+        return Mismatch(
+            "cross_entropy over a single class, which is 0 whatever the output",
+            "one logit a class, or binary_cross_entropy_with_logits for one logit",
+            "use binary_cross_entropy_with_logits for one logit",
+            "loss_fn = lambda y, t: "
+            "nn.functional.binary_cross_entropy_with_logits(y.squeeze(1), t.float())",
+        )
+    if name in _LOGITS and made:
+        own = "log_softmax" if name == "cross_entropy" else "sigmoid"
         return Mismatch(
             f"{name} on the output of a {made}",
             "logits",
-            f"Drop the {made}, since `loss_fn = nn.functional.binary_cross_entropy_with_logits` "
-            "applies sigmoid itself.",
+            f"drop the {made}, since {name} applies {own} itself, or {_UNDO}",
+            _undone(name, made),
         )
-    if name == "nll_loss" and made not in ("logsoftmax", "log_softmax"):
-        total = scores.detach().double().logsumexp(1 if scores.ndim > 1 else 0)
-        # Convention: log-probabilities of float16 sum to one within 1 %.
-        if float(total.abs().max()) > 1e-2:
-            return Mismatch(
-                f"nll_loss on numbers whose exponentials sum to {float(total.exp().mean()):.3g}",
-                "log-probabilities, whose exponentials sum to 1",
-                "Use `loss_fn = nn.functional.cross_entropy` on the logits.",
-            )
+    if name == "nll_loss" and last_function(scores) not in ("logsoftmax", "log_softmax"):
+        return _likelihood(scores, made)
+    if name == "binary_cross_entropy":
+        return _probability(scores, target)
+    return _divergence(scores, made) if name == "kl_div" else None
+
+
+def _pointwise(name: str, scores: Tensor, target: Tensor, made: str) -> Mismatch | None:
+    if scores.shape != target.shape:
+        return Mismatch(
+            f"{name} of shapes {list(scores.shape)} and {list(target.shape)}, broadcast",
+            "outputs and targets of one shape",
+            "give both one shape",
+            f"loss_fn = lambda y, t: nn.functional.{name}(y, t.view_as(y))",
+        )
+    if made and bool(((target == 0) | (target == 1)).all()):
+        loss = "cross_entropy" if made == "softmax" else "binary_cross_entropy_with_logits"
+        return Mismatch(
+            f"{name} on the output of a {made}, against targets of 0 and 1",
+            f"{loss} on the logits",
+            f"drop the {made} and use {loss}, or {_UNDO}",
+            _undone(loss, made),
+        )
     return None
+
+
+def _likelihood(scores: Tensor, made: str) -> Mismatch | None:
+    total = scores.detach().double().logsumexp(1 if scores.ndim > 1 else 0)
+    # Convention: log-probabilities of float16 sum to one within 1 %.
+    if float(total.abs().max()) <= 1e-2:
+        return None
+    words, call = "use cross_entropy on logits", "loss_fn = nn.functional.cross_entropy"
+    if made:
+        words = f"drop the {made} and {words}, or {_UNDO}"
+        call = _undone("cross_entropy", made)
+    return Mismatch(
+        f"nll_loss on numbers whose exponentials sum to {float(total.exp().mean()):.3g}",
+        "log-probabilities, whose exponentials sum to 1",
+        words,
+        call,
+    )
+
+
+_UNDO = "let the loss undo it"
+
+
+def _undone(loss: str, made: str) -> str:
+    """The statement that makes a loss on probabilities of one that takes logits."""
+    if loss == "binary_cross_entropy_with_logits":
+        return "loss_fn = nn.functional.binary_cross_entropy"
+    inverse = "y.clamp_min(1e-12).log()" if made == "softmax" else "y.logit(1e-6)"
+    return f"loss_fn = lambda y, t: nn.functional.{loss}({inverse}, t)"
+
+
+def _probability(scores: Tensor, target: Tensor) -> Mismatch | None:
+    low, high = (float(v) for v in scores.detach().aminmax()) if scores.numel() else (0.0, 1.0)
+    rectified = last_function(scores) == "relu"
+    same = scores.shape == target.shape
+    stuck = rectified and same and bool(((scores.detach() == 0) & (target > 0)).any())
+    if low >= 0 and high <= 1 and not stuck:
+        return None
+    drop = "drop the relu and " if rectified else ""
+    return Mismatch(
+        f"binary_cross_entropy on numbers from {low:.3g} to {high:.3g}"
+        + (", of a relu" if rectified else ""),
+        "probabilities, the output of a sigmoid",
+        f"{drop}use binary_cross_entropy_with_logits",
+        "loss_fn = nn.functional.binary_cross_entropy_with_logits",
+    )
+
+
+def _divergence(scores: Tensor, made: str) -> Mismatch | None:
+    # Log-probabilities are at most 0; within what rounding of float16 adds.
+    high = float(scores.detach().max()) if scores.numel() else 0.0
+    if high <= 1e-2:
+        return None
+    took = "y.clamp_min(1e-12).log()" if made else "y.log_softmax(-1)"
+    kind = "probabilities" if made else f"numbers up to {high:.3g}"
+    return Mismatch(
+        f"kl_div on {kind}",
+        "log-probabilities, which are at most 0",
+        "take log_softmax of the logits for kl_div",
+        f"loss_fn = lambda y, t: nn.functional.kl_div({took}, t, reduction='batchmean')",
+    )

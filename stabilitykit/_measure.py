@@ -59,14 +59,14 @@ class Feed(NamedTuple):
         rms: root mean square of all entries that are not zero.
         offset: |mean| over standard deviation, in root mean squares over the features.
         channels: the dimension of the features.
-        images: whether it has two dimensions more.
+        source: the tensor.
     """
 
     layer: str
     rms: float
     offset: float
     channels: int
-    images: bool
+    source: Tensor
 
 
 class _Products(TorchFunctionMode):
@@ -193,13 +193,13 @@ def _features(module: nn.Module, x: Tensor) -> int:
 
 def _feed(name: str, module: nn.Module, x: Tensor) -> Feed:
     channels = _features(module, x)
-    x = x.double()
+    source, x = x, x.double()
     filled = x[x != 0]
     rms = float(filled.square().mean().sqrt()) if filled.numel() else 0.0
     features = x.movedim(channels, 0).reshape(x.shape[channels], -1)
     spread = float(features.var(1, correction=0).mean()) if features.shape[1] > 1 else 0.0
     offset = (float(features.mean(1).square().mean()) / spread) ** 0.5 if spread else 0.0
-    return Feed(name, rms, offset, channels, x.ndim == 4)
+    return Feed(name, rms, offset, channels, source)
 
 
 class Line(NamedTuple):

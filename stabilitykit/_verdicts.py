@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from stabilitykit import _findings as f
 from stabilitykit._findings import Finding, finding
-from stabilitykit._measure import WEIGHTED, Feed, Line, Signal
+from stabilitykit._measure import WEIGHTED, Line, Signal
+from stabilitykit._remedies import again, parameter, unbias
 
 # Activations that are flat on both sides, and where: |f'| is below 1 % of its maximum beyond.
 BOUNDED = {
@@ -54,38 +55,16 @@ def _envelope(values: Sequence[float], worst: Callable[[float, float], float]) -
     return found
 
 
-def rescaling(model: nn.Module, records: Sequence[Any], signals: Sequence[Signal]) -> str:
-    """What mends the scale of all layers."""
-    modules = dict(model.named_modules())
-    if not any(isinstance(modules.get(s.layer), WEIGHTED) for s in signals):
-        return (
-            "Draw the weights again with the gain of ReLU: `for p in model.parameters(): "
-            "nn.init.orthogonal_(p, 2**0.5) if p.ndim > 1 else None`."
-        )
-    last = max((i for i, r in enumerate(records) if r.saturated is None), default=0)
-    call = "call `sk.lsuv(model, batch)`"
-    if any(r.kind == "sigmoid" for r in records[:last]):
-        return f"Replace the sigmoids between layers by nn.ReLU(), then {call}."
-    return call[0].upper() + call[1:] + "."
-
-
-def owner(layer: str) -> str:
-    """The expression for a module by its name."""
-    return f"model.get_submodule({layer!r})"
-
-
-def _again(layer: str) -> str:
-    return f"Draw that layer's weights again: `{owner(layer)}.reset_parameters()`."
-
-
 def _cure(falls: Sequence[float], signal: Signal, rescale: str) -> str:
-    """Draw one layer again where it alone is at fault, else rescale all."""
-    if len(falls) < 2 or max(falls) <= sum(falls) / 2:
+    """Draw one layer again where it alone is at fault, for most of the change, else rescale all."""
+    alone = len(falls) > 1 and max(falls) > 0.75 * sum(falls)
+    # What attention does to a gradient is for what it gets to say, as much as for its weights.
+    if not alone or not signal.weighted or signal.kind == "multiheadattention":
         return rescale
     if signal.kind == "product":
-        weight = f"model.get_parameter({signal.layer!r})"
-        return f"Draw that weight again: `nn.init.orthogonal_({weight}, 2**0.5)`."
-    return _again(signal.layer)
+        call = f"nn.init.orthogonal_({parameter(signal.layer)}, 2**0.5)"
+        return f"Draw that weight again: `{call}`."
+    return again(signal.layer, signal.kind)
 
 
 def forward(signals: Sequence[Signal], rescale: str) -> list[Finding]:
@@ -138,6 +117,27 @@ def _unrounded(source: float, stack: Sequence[Signal]) -> list[float]:
     return found
 
 
+def gradients(
+    signals: Sequence[Signal], products: Mapping[int, float], records: Sequence[Any]
+) -> list[float | None]:
+    """The norm of the gradient of each signal's output, None where there is none.
+
+    Args:
+        signals: the layers.
+        products: the norms of those outside of modules, by position.
+        records: of the probe, which has the others.
+    """
+    measured = {(r.layer, r.kind, r.call): r for r in records}
+    norms: list[float | None] = []
+    for place, signal in enumerate(signals):
+        record = measured.get((signal.layer, signal.kind, signal.call))
+        norm = products.get(place)
+        if record is not None and record.grad_rms is not None:
+            norm = record.grad_rms * math.prod(record.shape) ** 0.5
+        norms.append(norm)
+    return norms
+
+
 def backward(
     signals: Sequence[Signal], norms: Sequence[float | None], rescale: str
 ) -> list[Finding]:
@@ -157,12 +157,40 @@ def backward(
     if len(pairs) < 2 or not pairs[0][1] > 0:
         return []
     # A step from one output to the one below is the work of the layer above.
-    stack = [s for s, _ in pairs]
-    logs = [_log(norm) for _, norm in pairs]
     found = []
-    for code, worst, sign in (("vanishing-gradient", max, -1), ("exploding-gradient", min, 1)):
-        path = [logs[0], *_envelope(logs[1:], worst)]
-        found += _change(code, sign, path, stack, rescale)
+    for code, worst, sign, path in (
+        ("vanishing-gradient", max, -1, _by_layer(pairs)),
+        ("exploding-gradient", min, 1, pairs),
+    ):
+        logs = [_log(norm) for norm in _nonzero([norm for _, norm in path])]
+        logs = [logs[0], *_envelope(logs[1:], worst)]
+        if len(path) > 1:
+            found += _change(code, sign, logs, [s for s, _ in path], rescale)
+    return found
+
+
+def _by_layer(pairs: Sequence[tuple[Signal, float]]) -> list[tuple[Signal, float]]:
+    """Each layer once, at its last call: the gradients of all its calls add up in its weights."""
+    squares: dict[str, float] = {}
+    for signal, norm in pairs:
+        squares[signal.layer] = squares.get(signal.layer, 0.0) + norm**2
+    last = {signal.layer: signal for signal, _ in reversed(pairs)}
+    return [(last[layer], square**0.5) for layer, square in squares.items()]
+
+
+def _nonzero(norms: Sequence[float]) -> list[float]:
+    """Norms, where a gradient of exact zeros keeps the last value before it.
+
+    It was multiplied by zero, as below the B of LoRA, which starts at zero, and not made small;
+    whether it stays so is judged for the weights. Underflow comes after small values, which count.
+
+    Examples:
+        >>> _nonzero([1.0, 0.5, 0.0, 0.2])
+        [1.0, 0.5, 0.5, 0.2]
+    """
+    found: list[float] = []
+    for norm in norms:
+        found.append(norm if norm > 0 or not found else found[-1])
     return found
 
 
@@ -202,42 +230,11 @@ def activations(model: nn.Module, records: Sequence[Any], rescale: str) -> list[
             units = record.shape[1] if len(record.shape) > 3 else record.shape[-1]
             code, share = "dead-units", record.dead
             limit = expected = f.DEAD + f.DEVIATIONS * math.sqrt(0.25 / units)
-            remedy = _again(feeding)
+            remedy = again(feeding, type(modules.get(feeding)).__name__.lower())
         if share is not None and share > limit and code not in found:
-            remedy = _unbias(modules.get(feeding), feeding) or remedy
+            remedy = unbias(modules.get(feeding), feeding) or remedy
             found[code] = finding(code, feeding, share, expected, remedy)
     return list(found.values())
-
-
-def _unbias(module: nn.Module | None, layer: str) -> str:
-    """A remedy where the bias outweighs the weights, else nothing."""
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
-        return ""
-    rows = weight.detach().flatten(1).norm(dim=1) if weight.ndim > 1 else weight.detach().abs()
-    if float(bias.detach().abs().mean()) <= float(rows.mean()):
-        return ""
-    return f"Take that layer's bias back to zero: `nn.init.zeros_({owner(layer)}.bias)`."
-
-
-def inputs(feeds: Sequence[Feed]) -> list[Finding]:
-    """unscaled-input: what the first weighted layers receive from the batch."""
-    for feed in feeds:
-        axes = (
-            "(0, 2, 3)"
-            if feed.images and feed.channels == 1
-            else str(tuple(range(feed.channels)) or 0)
-        )
-        remedy = (
-            f"Standardise the features: `inputs = (inputs - inputs.mean({axes}, keepdim=True)) / "
-            f"inputs.std({axes}, keepdim=True).clamp_min(1e-8)`."
-        )
-        if not f.INPUT_SMALL <= feed.rms <= f.INPUT_LARGE and feed.rms > 0:
-            return [finding("unscaled-input", "input", feed.rms, 1.0, remedy)]
-        if feed.offset > f.INPUT_OFFSET:
-            said = f"mean {feed.offset:.3g} standard deviations from 0"
-            return [finding("unscaled-input", "input", said, "mean 0", remedy)]
-    return []
 
 
 def step(line: Line | None) -> list[Finding]:
@@ -257,31 +254,11 @@ def step(line: Line | None) -> list[Finding]:
     if line.stretch > f.STEP_LARGE or (line.stretch > 2 and line.factor < 0.1):
         length = line.stretch if line.stretch > f.STEP_LARGE else 1 / line.factor
         return [finding("update-too-large", line.layer, length, 1.0, remedy)]
+    # By the definition of the stretch, L(Δw) − L = |g·Δw| (stretch / 2 − 1).
+    rise = abs(line.promise) * (line.stretch / 2 - 1)
+    if rise > f.STEP_RISE * max(abs(line.loss), abs(line.promise)):
+        return [finding("update-too-large", line.layer, line.stretch, 1.0, remedy, "warning")]
     if line.factor >= 1 / f.STEP_SMALL:
         share = 1 / line.factor
         return [finding("update-too-small", line.layer, share, 1.0, remedy, "warning")]
     return []
-
-
-def without_gradient(names: Sequence[str], zeros: Sequence[str]) -> list[Finding]:
-    """no-gradient: parameters that backward does not reach, or reaches with exact zeros."""
-    if names:
-        remedy = (
-            "Keep it in the graph (no detach, data, item or torch.no_grad on its way to the loss), "
-            f"or freeze what is not meant to learn: `{_frozen(names)}`."
-        )
-        return [finding("no-gradient", names[0], "None", "a gradient", remedy)]
-    if zeros:
-        remedy = (
-            "Let the loss depend on it (its output is multiplied by zero, never read, or cut off "
-            "by round, argmax or a comparison), or freeze what is not meant to learn: "
-            f"`{_frozen(zeros)}`."
-        )
-        return [finding("no-gradient", zeros[0], 0.0, "a gradient that is not zero", remedy)]
-    return []
-
-
-def _frozen(names: Sequence[str]) -> str:
-    if len(names) == 1:
-        return f"model.get_parameter({names[0]!r}).requires_grad_(False)"
-    return f"for n in {list(names)!r}: model.get_parameter(n).requires_grad_(False)"

@@ -16,14 +16,18 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from stabilitykit import _verdicts as rules
-from stabilitykit._findings import Finding, causes, finding
+from stabilitykit._findings import Finding, causes
+from stabilitykit._inputs import unscaled
 from stabilitykit._intake import intake
-from stabilitykit._losses import LossWatch, mismatch
+from stabilitykit._losses import LossWatch
 from stabilitykit._measure import Line, Signal, Watch, along, tensors
 from stabilitykit._nested import arguments
 from stabilitykit._nonfinite import first_nonfinite
+from stabilitykit._recurrent import recurrent
+from stabilitykit._remedies import rescaling
 from stabilitykit._restore import Randomness, restored
 from stabilitykit._twins import tied
+from stabilitykit._unreached import without_gradient
 from stabilitykit.prediction import Prediction, predict
 from stabilitykit.probe import ParameterRecord, Probe, Record, unwrapped
 
@@ -102,8 +106,9 @@ def diagnose(
 
     A signal counts as lost, or as exploded, when its amplitude moves by more than six depth scales
     (e⁶ = 403) between the input and the last hidden layer, with three standard deviations of the
-    random walk that finite widths cause on top; and so for the gradient on its way back. All
-    thresholds, with reasons, stand in `stabilitykit/_findings.py`.
+    random walk that finite widths cause on top; and so for the gradient on its way back, where a
+    layer that is called several times counts by the sum of its calls, and where the steps of a
+    recurrent layer count. All thresholds, with reasons, stand in `stabilitykit/_findings.py`.
 
     Args:
         model: on the device of the batch.
@@ -186,11 +191,38 @@ def _run(
     watch, losses = Watch(), LossWatch()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     floating = [t for t in tensors(inputs) if t.is_floating_point()]
+
+    def rewind() -> None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.data.copy_(before[name])
+        randomness.restore()
+
+    def again() -> Any:
+        return loss_fn(_call(model, inputs), targets)
+
+    def nonfinite(loss: Tensor, gradients: dict[str, Tensor | None]) -> Finding | None:
+        rescale = rescaling(model, probe.records, watch.signals)
+        return first_nonfinite(
+            *(model, before, gradients, (inputs, targets), loss),
+            *(probe.first_nonfinite, probe.records, rescale, rewind, again),
+        )
+
     with Probe(model, optimizer, mode="exact") as probe:
-        with _stage("forward", watch), watch.on(model, floating):
-            outputs = _call(model, inputs)
-        with _stage("loss_fn"), losses:
-            raw = loss_fn(outputs, targets)
+        outputs: Any = None
+        try:
+            with _stage("forward", watch), watch.on(model, floating), losses:
+                outputs = _call(model, inputs)
+            losses.inside = len(losses.calls)
+            with _stage("loss_fn"), losses:
+                raw = loss_fn(outputs, targets)
+        except RuntimeError:
+            if not losses.refused():
+                raise
+            nan = torch.tensor(float("nan"))
+            bad = losses.finding(outputs, targets) or nonfinite(nan, {})
+            findings, records = (bad,) if bad else (), tuple(probe.records)
+            return Diagnosis(findings, float("nan"), records, (), None, tuple(watch.signals))
         loss = _scalar(raw)
         with _stage("backward"):
             loss.backward()
@@ -201,9 +233,9 @@ def _run(
         if optimizer is not None:
             with _stage("optimizer.step"):
                 optimizer.step()
-    value, place = float(loss.detach()), probe.first_nonfinite
+    value = float(loss.detach())
     records, parameters = tuple(probe.records), tuple(probe.parameters)
-    bad = first_nonfinite(before, gradients, inputs, targets, loss.detach(), place, records)
+    bad = nonfinite(loss.detach(), gradients)
     if bad is not None:
         return Diagnosis((bad,), value, records, parameters, None, tuple(watch.signals))
 
@@ -221,9 +253,10 @@ def _run(
             parameter.copy_(before[name])
     randomness.restore()
     prediction = _predicted(model, (inputs, targets))
-    findings = _judge(model, watch, records, losses, line, inputs, targets, loss_fn, randomness)
+    misfit = losses.finding(outputs, targets)
+    judged = _judge(model, watch, records, misfit, line, inputs, targets, loss_fn, randomness)
     signals = tuple(watch.signals)
-    return Diagnosis(causes(findings), value, records, parameters, prediction, signals)
+    return Diagnosis(causes(judged), value, records, parameters, prediction, signals)
 
 
 def _predicted(model: nn.Module, batch: Any) -> Prediction | None:
@@ -240,61 +273,25 @@ def _judge(
     model: nn.Module,
     watch: Watch,
     records: tuple[Record, ...],
-    losses: LossWatch,
+    misfit: Finding | None,
     line: Line | None,
     inputs: Any,
     targets: Any,
     loss_fn: LossFunction,
     randomness: Randomness,
 ) -> list[Finding]:
-    rescale = rules.rescaling(model, records, watch.signals)
-    measured = {(r.layer, r.kind, r.call): r for r in records}
-    norms: list[float | None] = []
-    for place, signal in enumerate(watch.signals):
-        record = measured.get((signal.layer, signal.kind, signal.call))
-        norm = watch.norms.get(place)
-        if record is not None and record.grad_rms is not None:
-            norm = record.grad_rms * torch.Size(record.shape).numel() ** 0.5
-        norms.append(norm)
-    findings = rules.inputs(watch.feeds)
+    rescale = rescaling(model, records, watch.signals)
+    norms = rules.gradients(watch.signals, watch.norms, records)
+    findings = unscaled(watch.feeds, inputs)
     findings += rules.forward(watch.signals, rescale)
     findings += rules.backward(watch.signals, norms, rescale)
     findings += rules.activations(model, records, rescale)
     findings += tied(model, watch.signals)
-    if (bad := mismatch(losses.calls)) is not None:
-        findings.append(finding("mismatched-loss", "loss", bad.measured, bad.expected, bad.remedy))
-    findings += rules.step(line)
-    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    zeros = _still_zero(model, inputs, targets, loss_fn, randomness)
-    return findings + rules.without_gradient(missing, zeros)
-
-
-def _zero(model: nn.Module) -> list[str]:
-    return [
-        name
-        for name, p in model.named_parameters()
-        if p.ndim > 1 and p.grad is not None and not bool(p.grad.any())
-    ]
-
-
-def _still_zero(
-    model: nn.Module, inputs: Any, targets: Any, loss_fn: LossFunction, randomness: Randomness
-) -> list[str]:
-    """Weights whose gradient is exactly zero, also after one small step of the others.
-
-    The step tells cut-off weights from those below a scale that starts at zero (the last
-    normalisation of a residual branch, a head of zeros), which have a gradient from then on.
-    """
-    zeros = _zero(model)
-    if not zeros or not any(p.grad is not None and p.grad.any() for p in model.parameters()):
-        return zeros
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.grad is not None and bool(p.grad.any()):
-                size = p.square().mean().sqrt().clamp_min(0.1)
-                p.sub_(0.01 * size * p.grad / p.grad.square().mean().sqrt())
-                p.grad = None
     randomness.restore()
+    findings += recurrent(model, lambda: _call(model, inputs))
+    findings += [misfit] if misfit is not None else []
+    findings += rules.step(line)
     with _stage("a second step"):
-        loss_fn(_call(model, inputs), targets).backward()
-    return [name for name in zeros if name in set(_zero(model))]
+        return findings + without_gradient(
+            model, lambda: loss_fn(_call(model, inputs), targets), randomness
+        )

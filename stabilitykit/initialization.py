@@ -161,13 +161,19 @@ def _draw(layer: Any, scheme: str, factor: float) -> Tensor:
         fan_in = max(1, round(layer.in_channels / layer.groups * reach))
         fan_out = weight.shape[1] * math.prod(layer.kernel_size)
     if scheme == "orthogonal":
-        return nn.init.orthogonal_(weight, factor)
+        return _orthogonal(weight, factor)
     wide = scheme.startswith("xavier")
     std = factor * (2 / (fan_in + fan_out)) ** 0.5 if wide else factor / fan_in**0.5
     if scheme.endswith("uniform"):
         bound = 3**0.5 * std
         return nn.init.uniform_(weight, -bound, bound)
     return nn.init.normal_(weight, 0.0, std)
+
+
+def _orthogonal(weight: Tensor, factor: float) -> Tensor:
+    """In float32 at least, since torch factorises no matrices of fewer bits."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return nn.init.orthogonal_(torch.empty_like(weight, dtype=wide), factor)
 
 
 class Scaled(NamedTuple):
@@ -195,7 +201,7 @@ def lsuv(
     in which the batch passes them, each weight is divided by the standard deviation of its output
     until |Var − 1| ≤ tolerance (Mishkin & Matas 2016, algorithm 1, with its tolerance and number
     of steps; both are conventions). Layers that the batch does not reach keep their weights. A
-    layer used several times is scaled for its first use.
+    layer used several times is scaled for the first use in which its output varies.
 
     Args:
         model: changed in place; buffers, modes and gradients stay as they are.
@@ -239,7 +245,7 @@ def _scale_all(model: nn.Module, inputs: Any, tolerance: float, most: int) -> tu
     order = [name for name, _ in _variances(model, names, inputs)]
     layers: dict[str, Any] = {name: module for module, name in names.items()}
     for name in order:
-        nn.init.orthogonal_(layers[name].weight)
+        layers[name].weight.copy_(_orthogonal(layers[name].weight, 1.0))
         if layers[name].bias is not None:
             nn.init.zeros_(layers[name].bias)
     done = []
@@ -266,7 +272,8 @@ def _variances(
     seen: dict[str, float] = {}
 
     def record(module: nn.Module, _: Any, output: Tensor) -> None:
-        seen.setdefault(names[module], output.float().var(correction=0).item())
+        if not seen.get(names[module]):  # a recurrent layer may begin from a state of zeros
+            seen[names[module]] = output.float().var(correction=0).item()
 
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     handles = [module.register_forward_hook(record) for module in names]

@@ -1,6 +1,7 @@
 """`diagnose` runs a step, leaves no trace of it, and says what is wrong with its arguments."""
 
 import copy
+import math
 import random
 import warnings
 
@@ -13,7 +14,8 @@ from zoo import healthy, nets, sick
 
 import stabilitykit as sk
 from stabilitykit._findings import CODES, HIDES, PAGES, causes, finding
-from stabilitykit._losses import LossWatch, last_function, mismatch
+from stabilitykit._losses import LossWatch, last_function, mismatch, squashed
+from stabilitykit._recurrent import growing, recurrent
 
 
 @pytest.fixture(autouse=True)
@@ -204,6 +206,7 @@ def test_grad_mode_does_not_matter():
         assert not torch.is_grad_enabled()
 
 
+NAN = float("nan")
 X, T = torch.zeros(8, 16), torch.zeros(8, dtype=torch.long)
 
 
@@ -298,15 +301,16 @@ def test_the_amplitude_is_what_theory_says():
 
 def test_the_stretch_of_a_step_is_lr_times_curvature():
     """loss = λ/2 ‖w‖² has a curvature of λ in every direction."""
-    for rate, curvature, code in ((0.3, 9.0, None), (0.5, 9.0, "update-too-large")):
+    for rate, curvature, severity in ((0.2, 9.0, None), (0.3, 9.0, "warning"), (0.5, 9.0, "error")):
         model = nn.Linear(3, 3, bias=False)
         batch = (torch.eye(3), torch.zeros(3, 3))
         optimizer = torch.optim.SGD(model.parameters(), lr=rate)
         half = curvature / 2
         found = sk.diagnose(model, batch, lambda y, t, h=half: h * y.square().sum(), optimizer)
         steps = [f for f in found.findings if f.code.startswith("update")]
-        assert [f.code for f in steps] == ([code] if code else [])
+        assert [f.severity for f in steps] == ([severity] if severity else [])
         for one in steps:
+            assert one.code == "update-too-large"
             assert one.measured == pytest.approx(rate * curvature, rel=1e-4)
 
 
@@ -427,3 +431,134 @@ def test_plain_parameters_are_named():
     found = sk.diagnose(*sick.build("plain-parameters-small"))
     assert {one.layer for one in found.findings} == {"weights.0", "weights.23"}
     assert {s.kind for s in found.signals} == {"product"}
+
+
+def test_a_loss_inside_the_model_is_mended_in_its_source():
+    (found,) = sk.diagnose(*sick.build("softmax-before-the-models-own-loss")).findings
+    assert found.remedy.startswith("In the model's forward, drop the softmax")
+    assert "`" not in found.remedy
+
+
+def test_a_loss_within_the_loss_is_mended_in_its_source():
+    (found,) = sk.diagnose(*sick.build("softmax-by-hand-with-mse")).findings
+    assert found.remedy.startswith("In loss_fn, drop the softmax")
+    assert "`" not in found.remedy
+
+
+def test_what_the_loss_refuses_may_be_nan():
+    model = sick.poked(nn.Sequential(*nets.stack([16, 8, 1]), nn.Sigmoid()), "0.weight", NAN)
+    (found,) = sk.diagnose(model, healthy.binary(), F.binary_cross_entropy).findings
+    assert (found.code, found.layer) == ("non-finite", "0.weight")
+
+
+def test_other_errors_of_the_loss_stay_errors():
+    model, (x, t) = nn.Sequential(*nets.stack([16, 8, 1]), nn.Sigmoid()), healthy.binary()
+    with pytest.raises(RuntimeError, match="loss_fn raised ValueError: Using a target size"):
+        sk.diagnose(model, (x, t[:3]), F.binary_cross_entropy)
+
+
+def test_numbers_that_look_like_probabilities_by_chance_are_logits():
+    torch.manual_seed(0)
+    weight = torch.ones(5, 3, requires_grad=True)
+    shares = torch.rand(5, 3)
+    assert squashed(weight * shares / 3) == ""  # in [0, 1], but the rows sum to something else
+    assert squashed(weight * shares / shares.sum(1, keepdim=True)) == "softmax"
+    gate = torch.randn(5, 1, requires_grad=True)
+    assert squashed(gate.sigmoid() * weight) == ""  # a gate, of which nobody knows
+    assert squashed((3 * gate.sigmoid()).relu() - 1) == ""
+
+
+def test_recurrent_layers_are_judged_whatever_they_are_given():
+    """Packed sequences, states from outside, no batch, several layers of two directions."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 40, 6)
+    packed = nn.utils.rnn.pack_padded_sequence(x, [40, 30, 20, 9, 1], batch_first=True)
+    many = {"num_layers": 2, "bidirectional": True, "batch_first": True}
+    state = torch.randn(4, 5, 24)
+    for kind in (nn.RNN, nn.GRU, nn.LSTM):
+        layer = kind(6, 24, **many)
+        states = (state, state) if kind is nn.LSTM else state
+        for given in ((x,), (x, states), (packed,), (x[0],)):
+            assert recurrent(layer, lambda g=given, m=layer: m(*g)) == []
+        for name, weight in layer.named_parameters():
+            weight.data *= 20 if "weight_hh" in name else 1
+        for given in ((x,), (x, states), (packed,), (x[0],)):
+            found = recurrent(layer, lambda g=given, m=layer: m(*g))
+            assert [one.code for one in found] == ["exploding-gradient"]
+
+
+def test_a_gradient_through_time_grows_as_products_of_slopes_do():
+    """tanh at h = 0 has slope 1: with weights 2R, R a rotation, each step doubles."""
+    layer = nn.RNN(3, 8, bias=False)
+    nn.init.orthogonal_(layer.weight_hh_l0, 2.0)
+    grown = growing(layer, torch.zeros(6, 4, 3))
+    assert grown == pytest.approx(6 * math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("detached-branch", "Take out the detach after right, which cuts it off from the loss"),
+        ("detached-features", "Take out the detach in '2', which cuts it off from the loss"),
+        ("rounded-features", "Replace the round in '1', whose slope is 0, by one with a slope"),
+        ("features-without-grad", "Take out the torch.no_grad around '1', which cuts it off"),
+        ("forgotten-branch", "Call it in forward, or freeze it"),
+        ("reverse-lstm-read-at-the-end", "Let the loss depend on it (its output is multiplied by"),
+    ],
+)
+def test_what_cuts_a_gradient_off_is_named(name, said):
+    (found,) = sk.diagnose(*sick.build(name)).findings
+    assert found.remedy.startswith(said)
+    assert found.severity == ("warning" if name == "forgotten-branch" else "error")
+
+
+def test_a_detach_beside_the_way_is_not_blamed():
+    class Logs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.head = nn.Linear(16, 8), nn.Linear(16, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            h = self.one(x)
+            self.seen = h.detach().norm()
+            return self.head(self.two(x) + h.data)
+
+    (found,) = sk.diagnose(Logs(), nets.table(), F.cross_entropy).findings
+    assert found.remedy.startswith("Take out the data after two, which cuts it off")
+
+
+def test_whole_modules_are_frozen_not_each_weight():
+    class Far(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nets.stack([16] + [48] * 5 + [8]), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.head(self.body(x).detach())
+
+    (found,) = sk.diagnose(Far(), nets.table(), F.cross_entropy).findings
+    assert found.remedy.endswith("`model.get_submodule('body').requires_grad_(False)`.")
+
+
+def test_logs_of_masks_are_no_origin_of_nan():
+    """log(0) = −inf on purpose, added to scores; the nan comes of a division later."""
+
+    class Masked(nn.Module):
+        def __init__(self, safe):
+            super().__init__()
+            self.scores, self.head, self.safe = nn.Linear(16, 8), nn.Linear(8, 4), safe
+
+        def forward(self, x):
+            share = (self.scores(x) + (torch.arange(8) % 2).log()).softmax(1)
+            return self.head(share / (share + (1e-8 if self.safe else 0)))
+
+    assert sk.diagnose(Masked(True), nets.table(), F.cross_entropy).healthy
+    (found,) = sk.diagnose(Masked(False), nets.table(), F.cross_entropy).findings
+    assert (found.code, found.layer) == ("non-finite", "div after scores")
+
+
+def test_a_loss_without_targets_left_is_said():
+    model, (x, t) = net(), nets.table()
+    (found,) = sk.diagnose(model, (x, t.fill_(-100)), F.cross_entropy).findings
+    assert (found.code, found.layer) == ("non-finite", "loss")
+    assert "ignore" in found.remedy

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from zoo import nets
 
 import stabilitykit as sk
 
@@ -309,3 +310,13 @@ def test_initialize_refuses_and_leaves_the_model_as_it_was():
         sk.initialize(dead, "auto", torch.ones(2, 2))
     assert torch.equal(dead[0].weight, kept)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_lsuv_scales_a_layer_for_the_first_use_that_varies():
+    """The recurrent layer's first input is a state of zeros, of which it makes zeros."""
+    torch.manual_seed(0)
+    model = nets.Elman(bias=False)
+    inputs, _ = nets.sequences(samples=256, length=12)
+    assert {entry.layer for entry in sk.lsuv(model, inputs)} == {"i", "k", "head"}
+    states = torch.tanh(model.i(inputs[:, 0]))
+    assert model.k(states).var(correction=0).item() == pytest.approx(1, abs=0.05)

@@ -84,6 +84,18 @@ for key in ("ReLU", "Tanh", "GELU"):
         lambda a=ACTIVATIONS[key]: supervised(nets.stack([16, 64, 4], a), nets.table(), sgd),
     )
 
+case(
+    "mlp-2-relu-sgd-3",
+    lambda: supervised(nets.stack([16, 64, 10]), nets.table(classes=10), lambda m: sgd(m, 3.0)),
+)
+case(
+    "mlp-3-batchnorm-sgd-3",
+    lambda: supervised(
+        nets.stack([16, 48, 48, 10], norm=nn.BatchNorm1d),
+        *(nets.table(classes=10), lambda m: sgd(m, 3.0)),
+    ),
+)
+
 MORE = {
     "mlp-1-sigmoid": lambda: (nets.stack([16, 64, 4], nn.Sigmoid), nets.table(), CE, 1e-2),
     "mlp-2-sigmoid": lambda: (nets.stack([16, 48, 48, 4], nn.Sigmoid), nets.table(), CE, 1e-2),
@@ -163,6 +175,34 @@ MORE = {
         nn.Sequential(*nets.stack([16, 64, 4]), nn.LogSoftmax(1)),
         *(nets.table(), F.nll_loss, 1e-2),
     ),
+    "mlp-own-loss": lambda: (
+        nets.OwnLoss(),
+        *((lambda x, t: ({"x": x, "labels": t}, t))(*nets.table()), own, 1e-2),
+    ),
+    "mlp-kl-of-log-probabilities": lambda: (
+        nn.Sequential(*nets.stack([16, 64, 4]), nn.LogSoftmax(1)),
+        *((lambda x, t: (x, smooth(t)))(*nets.table()), F.kl_div, 1e-2),
+    ),
+    "mlp-smooth-labels": lambda: (
+        nets.stack([16, 64, 4]),
+        *((lambda x, t: (x, smooth(t)))(*nets.table()), CE, 1e-2),
+    ),
+    "mlp-shares-by-softmax-mse": lambda: (
+        nn.Sequential(*nets.stack([16, 64, 4]), nn.Softmax(1)),
+        *((lambda x: (x, (2 * x[:, :4]).softmax(1)))(nets.table()[0]), MSE, 1e-2),
+    ),
+    "mlp-targets-in-0-to-1": lambda: (
+        nn.Sequential(*nets.stack([16, 64, 1]), nn.ReLU()),
+        *((lambda x: (x, x[:, :1].sigmoid()))(nets.table()[0]), MSE, 3e-3),
+    ),
+    "mlp-relu-logits": lambda: (
+        nn.Sequential(*nets.stack([16, 64, 4]), nn.ReLU()),
+        *(nets.table(), CE, 1e-2),
+    ),
+    "mlp-small-logits": lambda: (
+        nn.Sequential(*nets.stack([16, 64, 1]), Scale(0.1)),
+        *(binary(), BCE, 1e-2),
+    ),
     "autoencoder-sigmoid-mse": lambda: autoencoder(),
     "mlp-batchnorm-on-inputs-at-1e4": lambda: (
         nn.Sequential(nn.BatchNorm1d(16), *nets.stack([16, 64, 4])),
@@ -209,11 +249,56 @@ MORE = {
         *(nets.sequences(), CE, 1e-2),
     ),
     "gru": lambda: (nets.Recurrent(nn.GRU), nets.sequences(), CE, 1e-2),
+    "rnn-40": lambda: (nets.Recurrent(nn.RNN), nets.sequences(length=40), CE, 1e-2),
+    "gru-40": lambda: (nets.Recurrent(nn.GRU), nets.sequences(length=40), CE, 1e-2),
+    "lstm-40": lambda: (nets.Recurrent(), nets.sequences(length=40), CE, 1e-2),
+    "lstm-2-layers": lambda: (
+        nets.Recurrent(num_layers=2),
+        *(nets.sequences(length=20), CE, 2e-2),
+    ),
+    "rnn-orthogonal": lambda: (
+        orthogonal(nets.Recurrent(nn.RNN)),
+        *(nets.sequences(length=40), CE, 1e-2),
+    ),
+    "gru-orthogonal": lambda: (
+        orthogonal(nets.Recurrent(nn.GRU)),
+        *(nets.sequences(length=40), CE, 1e-2),
+    ),
+    "rnn-relu-identity": lambda: (
+        identity(nets.Recurrent(nn.RNN, nonlinearity="relu")),
+        *(nets.sequences(length=40), CE, 1e-3),
+    ),
+    "lstm-forget-bias": lambda: (
+        remembering(nets.Recurrent()),
+        *(nets.sequences(length=40), CE, 2e-2),
+    ),
+    "lstm-inputs-at-10": lambda: (
+        nets.Recurrent(),
+        *((lambda x, t: (10 * x, t))(*nets.sequences(length=20)), CE, 1e-2),
+    ),
+    "elman-by-hand-40": lambda: (
+        nets.Elman(),
+        *(nets.sequences(length=40), CE, 1e-2),
+    ),
+    "elman-by-hand-15": lambda: (nets.Elman(), nets.sequences(length=15), CE, 1e-2),
+    "lora": lambda: (lora(), nets.table(features=64), CE, 1e-2),
+    "lora-plain-parameters": lambda: (lora(plain=True), nets.table(features=64), CE, 1e-2),
+    "lora-frozen-head": lambda: (
+        lora(head=False),
+        *(nets.table(features=64), CE, 1e-2),
+    ),
+    "mixture-of-idle-experts": lambda: (nets.Mixture(), nets.table(), CE, 1e-2),
+    "mixture-of-empty-batches": lambda: (nets.Mixture(every=True), nets.table(), CE, 1e-2),
+    "stochastic-depth": lambda: (nets.Skipping(), nets.table(), CE, 3e-3),
     "transformer-pre-ln": lambda: (nets.Transformer(), nets.tokens(), CE, 3e-3),
     "transformer-4-dropout": lambda: (nets.Transformer(4, dropout=0.1), nets.tokens(), CE, 3e-3),
     "transformer-8-small-init": lambda: (
         small_init(nets.Transformer(8)),
         *(nets.tokens(), CE, 1e-3),
+    ),
+    "encoder-tiny-embeddings": lambda: (
+        tiny_embeddings(nets.Encoder(True)),
+        *(nets.tokens(), CE, 3e-3),
     ),
     "encoder-post-ln": lambda: (nets.Encoder(False), nets.tokens(), CE, 3e-3),
     "encoder-pre-ln": lambda: (nets.Encoder(True), nets.tokens(), CE, 3e-3),
@@ -232,6 +317,15 @@ for key, made in MORE.items():
 def zero_head(model):
     nn.init.zeros_(model[-1].weight)
     return model
+
+
+def smooth(targets, share=0.1):
+    """One-hot targets, of which a share goes to all classes."""
+    return F.one_hot(targets, 4) * (1 - share) + share / 4
+
+
+def own(outputs, _):
+    return outputs["loss"]
 
 
 def double(model):
@@ -254,6 +348,42 @@ def weight_normed(model):
     for module in model:
         if isinstance(module, nn.Linear):
             nn.utils.parametrizations.weight_norm(module)
+    return model
+
+
+def lora(plain=False, head=True):
+    adapters = [nets.Adapter(plain=plain), nn.ReLU(), nets.Adapter(plain=plain), nn.ReLU()]
+    model = nn.Sequential(*adapters, nn.Linear(64, 4))
+    model[-1].requires_grad_(head)
+    return model
+
+
+def orthogonal(model):
+    """Recurrent weights orthogonal, gate by gate."""
+    width = model.rnn.hidden_size
+    for gate in model.rnn.weight_hh_l0.data.split(width):
+        nn.init.orthogonal_(gate)
+    return model
+
+
+def identity(model):
+    """Le, Jaitly & Hinton 2015: the identity, and zero biases."""
+    nn.init.eye_(model.rnn.weight_hh_l0)
+    nn.init.normal_(model.rnn.weight_ih_l0, 0.0, 0.1)
+    nn.init.zeros_(model.rnn.bias_ih_l0)
+    nn.init.zeros_(model.rnn.bias_hh_l0)
+    return model
+
+
+def remembering(model):
+    """Forget gates that start at 1 (their second quarter of the biases)."""
+    width = model.rnn.hidden_size
+    model.rnn.bias_ih_l0.data[width : 2 * width] = 1.0
+    return model
+
+
+def tiny_embeddings(model):
+    model.embedding.weight.data *= 5e-3
     return model
 
 

@@ -217,17 +217,54 @@ class Functional(nn.Module):
 
 
 class TwoInputs(nn.Module):
-    """Takes two named inputs; the second may stay out of the loss."""
+    """Takes two named inputs; the second may stay out of the loss, or out of the forward pass."""
 
-    def __init__(self, used=True):
+    def __init__(self, used=True, called=True):
         super().__init__()
         self.left, self.right = nn.Linear(16, 32), nn.Linear(16, 32)
         self.head = nn.Linear(32, 4)
-        self.used = used
+        self.used, self.called = used, called
 
     def forward(self, a, b):
-        left, right = torch.relu(self.left(a)), torch.relu(self.right(b))
+        left = torch.relu(self.left(a))
+        right = torch.relu(self.right(b)) if self.called else torch.zeros(())
         return self.head(left + (right if self.used else right.detach()))
+
+
+class OwnLoss(nn.Module):
+    """Computes its loss itself, of logits unless told otherwise."""
+
+    def __init__(self, finish=lambda z: z):
+        super().__init__()
+        self.body, self.finish = stack([16, 48, 4]), finish
+
+    def forward(self, x, labels):
+        logits = self.finish(self.body(x))
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+class Photo(nn.Module):
+    """An image and what is known of it, each through a layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.see, self.read = nn.Conv2d(3, 16, 3), nn.Linear(5, 16)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, image, about):
+        seen = F.relu(self.see(image.float())).mean((2, 3))
+        return self.head(torch.cat([seen, F.relu(self.read(about))], 1))
+
+
+class Joined(nn.Module):
+    """Two inputs side by side, read by one layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.head = nn.Linear(32, 48), nn.Linear(48, 4)
+
+    def forward(self, a, b):
+        return self.head(F.relu(self.wide(torch.cat([a, b], 1))))
 
 
 class Products(nn.Module):
@@ -247,3 +284,74 @@ class Products(nn.Module):
         for weight in self.weights:
             x = F.relu(x @ weight.T)
         return x @ self.head
+
+
+class Elman(nn.Module):
+    """A recurrent net written out by hand: h = tanh(i(x) + k(h))."""
+
+    def __init__(self, width=24, features=6, classes=3, bias=True):
+        super().__init__()
+        self.i, self.k = nn.Linear(features, width), nn.Linear(width, width, bias=bias)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x):
+        h = x.new_zeros(len(x), self.k.in_features)
+        for step in x.unbind(1):
+            h = torch.tanh(self.i(step) + self.k(h))
+        return self.head(h)
+
+
+class Adapter(nn.Module):
+    """LoRA: a frozen linear layer plus B A x, where B starts at zero."""
+
+    def __init__(self, width=64, rank=4, plain=False):
+        super().__init__()
+        self.frozen = nn.Linear(width, width).requires_grad_(False)
+        self.plain = plain
+        down, up = torch.randn(rank, width) / width**0.5, torch.zeros(width, rank)
+        if plain:
+            self.down, self.up = nn.Parameter(down), nn.Parameter(up)
+        else:
+            self.down = nn.Linear(width, rank, bias=False)
+            self.up = nn.Linear(rank, width, bias=False)
+            nn.init.zeros_(self.up.weight)
+
+    def forward(self, x):
+        low = x @ self.down.T @ self.up.T if self.plain else self.up(self.down(x))
+        return self.frozen(x) + low
+
+
+class Mixture(nn.Module):
+    """Each sample goes to one expert, so most experts idle; `every` calls them all the same."""
+
+    def __init__(self, experts=64, width=16, classes=4, every=False):
+        super().__init__()
+        self.gate, self.head = nn.Linear(width, experts), nn.Linear(width, classes)
+        self.experts = nn.ModuleList(stack([width, 32, width]) for _ in range(experts))
+        self.every = every
+
+    def forward(self, x):
+        share, chosen = self.gate(x).softmax(1).max(1)
+        mixed = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            own = chosen == number
+            if self.every or own.any():
+                mixed[own] = share[own, None] * expert(x[own])
+        return self.head(x + mixed)
+
+
+class Skipping(nn.Module):
+    """Stochastic depth: in training each block is left out by chance, here three in ten."""
+
+    def __init__(self, blocks=8, width=16, classes=4):
+        super().__init__()
+        self.blocks = nn.Sequential(
+            *(nn.Sequential(nn.LayerNorm(width), *stack([width, 48, width])) for _ in range(blocks))
+        )
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x):
+        for block in self.blocks:
+            if not self.training or torch.rand(()) > 0.3:
+                x = x + block(x)
+        return self.head(x)

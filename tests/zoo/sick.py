@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zoo import nets
+from zoo import healthy, nets
 from zoo.healthy import BCE, CE, MSE, adam, autoencoder, binary, denoising, seeded, sgd
 
 SICK = {}
@@ -23,18 +23,22 @@ class Sick:
         layer: where it starts; several where chance decides between neighbours.
         make: gives (model, batch, loss_fn) or (model, batch, loss_fn, optimizer).
         edit: what the remedy asks of the model's source, model -> model, before its calls run;
-            None where the calls suffice; False where the remedy holds no call to be run.
+            None where the calls suffice.
+        loss_fn: what the remedy asks of the loss's source; None where it asks nothing.
+        rewritten: the cure without any call, model -> model, where the calls are the other way out.
     """
 
     code: str
     layer: str | tuple[str, ...]
     make: Callable
-    edit: object = None
+    edit: Callable | None = None
+    loss_fn: Callable | None = None
+    rewritten: Callable | None = None
 
 
-def sick(name, code, layer, make, edit=None):
+def sick(name, code, layer, make, edit=None, **more):
     assert name not in SICK
-    SICK[name] = Sick(code, layer, make, edit)
+    SICK[name] = Sick(code, layer, make, edit, **more)
 
 
 def build(name):
@@ -71,6 +75,26 @@ def altered_all(model, change):
     return model
 
 
+def times(model, factor, of="weight"):
+    """Multiply weights of the recurrent layer."""
+    for name, p in model.rnn.named_parameters():
+        if of in name:
+            p.data *= factor
+    return model
+
+
+def every(model, factor):
+    """Multiply every matrix of the model."""
+    for p in model.parameters():
+        p.data *= factor if p.ndim > 1 else 1
+    return model
+
+
+def shares(x, least=0.0):
+    """Each unit relative to the mean unit of its sample."""
+    return x.relu() / (x.relu().mean(1, keepdim=True) + least)
+
+
 class Opaque(nn.Module):
     """Something done to the signal on its way."""
 
@@ -98,6 +122,13 @@ def without(kind, by=nn.Identity):
 MLP = [16, 48, 48, 48, 4]
 DEEP = [16] + [64] * 24 + [4]
 relu_not_sigmoid = without(nn.Sigmoid, nn.ReLU)
+
+
+def spoilt_statistics():
+    model = nets.stack([16, 48, 48, 4], norm=nn.BatchNorm1d).eval()
+    model[1].running_var[3] = float("nan")
+    return model
+
 
 # non-finite
 NAN, INF = float("nan"), float("inf")
@@ -161,15 +192,106 @@ sick(
     lambda: (nets.scaled(nets.stack([16] + [64] * 30 + [4]), 1e3), nets.table(), CE),
 )
 sick(
+    "nan-in-a-parameter-of-the-model",
+    "non-finite",
+    "position",
+    lambda: (poked(nets.Transformer(), "position", NAN), nets.tokens(), CE),
+)
+sick(
+    "nan-in-attention",
+    "non-finite",
+    "encoder.layers.0.self_attn.in_proj_weight",
+    lambda: (
+        poked(nets.Encoder(True), "encoder.layers.0.self_attn.in_proj_weight", NAN),
+        nets.tokens(),
+        CE,
+    ),
+)
+sick(
+    "nan-in-a-weight-norm",
+    "non-finite",
+    "2.parametrizations.weight.original1",
+    lambda: (
+        poked(healthy.weight_normed(nets.stack(MLP)), "2.parametrizations.weight.original1", NAN),
+        nets.table(),
+        CE,
+    ),
+)
+sick(
+    "nan-in-named-inputs",
+    "non-finite",
+    "input['b']",
+    lambda: (
+        nets.TwoInputs(),
+        (lambda x, t: ({"a": x, "b": spoil(NAN)(x.flip(1))}, t))(*nets.table()),
+        CE,
+    ),
+)
+sick(
+    "nan-in-running-statistics",
+    "non-finite",
+    "1",
+    lambda: (spoilt_statistics(), nets.table(), CE),
+)
+sick(
+    "overflow-of-half-precision",
+    "non-finite",
+    "2",
+    lambda: (
+        nets.scaled(nets.stack([16, 48, 48, 4]), 300).half(),
+        (lambda x, t: (x.half(), t))(*nets.table()),
+        CE,
+    ),
+)
+sick(
+    "relu-rnn-overflows-the-loss",
+    "non-finite",
+    "loss",
+    lambda: (
+        times(
+            nets.Recurrent(nn.RNN, classes=1, nonlinearity="relu"),
+            10.0,
+        ),
+        (lambda x, _: (x, x[:, -1, :1]))(*nets.sequences(length=40)),
+        MSE,
+    ),
+)
+sick(
     "log-of-zero-in-the-loss",
     "non-finite",
     "loss",
     lambda: (nets.stack(MLP), nets.table(), lambda y, t: y.relu().log().mean()),
+    loss_fn=lambda y, t: (y.relu() + 1e-8).log().mean(),
+)
+sick(
+    "log-of-zero-between-layers",
+    "non-finite",
+    "log after layers.0",
+    lambda: (nets.Functional(lambda x: x.relu().log()), nets.table(), CE),
+    lambda m: setattr(m, "function", lambda x: x.relu().add(1e-2).log()) or m,
+)
+sick(
+    "zero-by-zero-between-layers",
+    "non-finite",
+    "div after layers.0",
+    lambda: (
+        altered(nets.Functional(shares), "layers.0.bias", lambda b: b.zero_()),
+        changed_inputs(nets.table(), lambda x: x.index_fill_(0, torch.tensor([7]), 0.0)),
+        CE,
+    ),
+    lambda m: setattr(m, "function", lambda x: shares(x, 1e-8)) or m,
+)
+sick(
+    "infinite-slope-between-layers",
+    "non-finite",
+    "sqrt after layers.1",
+    lambda: (nets.Functional(lambda x: x.relu().sqrt()), nets.table(), CE),
+    lambda m: setattr(m, "function", lambda x: x.relu().add(1e-2).sqrt()) or m,
 )
 sick(
     "infinite-slope-of-sqrt",
     "non-finite",
-    "3",
+    "4",
     lambda: (
         nn.Sequential(
             nn.Linear(16, 48),
@@ -182,7 +304,7 @@ sick(
         nets.table(),
         CE,
     ),
-    False,
+    lambda m: setattr(m[4], "function", lambda x: (x + 1e-2).sqrt()) or m,
 )
 
 # vanishing-signal
@@ -237,6 +359,13 @@ sick(
     "vanishing-signal",
     "weights.0",
     lambda: (nets.Products(gain=0.7), nets.table(), CE),
+)
+
+sick(
+    "tiny-lstm-weights",
+    "vanishing-signal",
+    "rnn",
+    lambda: (times(nets.Recurrent(), 0.01), nets.sequences(), CE),
 )
 
 # exploding-signal
@@ -344,7 +473,20 @@ sick(
     relu_not_sigmoid,
 )
 
+sick(
+    "encoder-pre-ln-tiny",
+    "vanishing-gradient",
+    "encoder.layers.0.self_attn",
+    lambda: (every(nets.Encoder(True), 1e-3), nets.tokens(), CE),
+)
+
 # exploding-gradient
+sick(
+    "encoder-pre-ln-times-30",
+    "exploding-gradient",
+    "encoder.layers.1.self_attn",
+    lambda: (every(nets.Encoder(True), 30.0), nets.tokens(), CE),
+)
 sick(
     "chaotic-tanh-40",
     "exploding-gradient",
@@ -426,6 +568,40 @@ sick(
         nets.images(),
         CE,
     ),
+)
+
+# recurrent weights
+for key, code_, make in (
+    ("rnn-weights-times-30", "exploding-gradient", lambda: times(nets.Recurrent(nn.RNN), 30)),
+    ("gru-weights-times-50", "exploding-gradient", lambda: times(nets.Recurrent(nn.GRU), 50)),
+    (
+        "lstm-2-weights-times-30",
+        "exploding-gradient",
+        lambda: times(nets.Recurrent(num_layers=2), 30),
+    ),
+    (
+        "gru-recurrent-weights-times-20",
+        "exploding-gradient",
+        lambda: times(nets.Recurrent(nn.GRU), 20, "weight_hh"),
+    ),
+    (
+        "lstm-bidirectional-recurrent-weights-times-30",
+        "exploding-gradient",
+        lambda: times(nets.Recurrent(bidirectional=True, last=False), 30, "weight_hh"),
+    ),
+    ("lstm-input-weights-times-50", "saturated", lambda: times(nets.Recurrent(), 50, "weight_ih")),
+    (
+        "rnn-input-weights-times-50",
+        "saturated",
+        lambda: times(nets.Recurrent(nn.RNN), 50, "weight_ih"),
+    ),
+):
+    sick(key, code_, "rnn", lambda make=make: (make(), nets.sequences(length=40), CE))
+sick(
+    "elman-recurrent-weights-times-20",
+    "exploding-gradient",
+    ("i", "k"),
+    lambda: (nets.scaled(nets.Elman(), 20, "k"), nets.sequences(length=40), CE),
 )
 
 # dead-units
@@ -521,6 +697,7 @@ sick(
         (lambda x, t: ({"a": x, "b": x.flip(1)}, t))(*nets.table()),
         CE,
     ),
+    rewritten=lambda m: setattr(m, "used", True) or m,
 )
 sick(
     "rounded-features",
@@ -531,6 +708,7 @@ sick(
         nets.table(),
         CE,
     ),
+    rewritten=lambda m: setattr(m[1], "function", lambda x: x + (x.round() - x).detach()) or m,
 )
 sick(
     "detached-features",
@@ -541,12 +719,36 @@ sick(
         nets.table(),
         CE,
     ),
+    rewritten=lambda m: setattr(m[2], "function", lambda x: x) or m,
+)
+sick(
+    "features-without-grad",
+    "no-gradient",
+    "0.weight",
+    lambda: (
+        nn.Sequential(nn.Linear(16, 48), Opaque(torch.no_grad()(torch.relu)), nn.Linear(48, 4)),
+        nets.table(),
+        CE,
+    ),
+    rewritten=lambda m: setattr(m[1], "function", torch.relu) or m,
+)
+sick(
+    "forgotten-branch",
+    "no-gradient",
+    "right.weight",
+    lambda: (
+        nets.TwoInputs(called=False),
+        (lambda x, t: ({"a": x, "b": x.flip(1)}, t))(*nets.table()),
+        CE,
+    ),
+    rewritten=lambda m: setattr(m, "called", True) or m,
 )
 sick(
     "reverse-lstm-read-at-the-end",
     "no-gradient",
     "rnn.weight_hh_l0_reverse",
     lambda: (nets.Recurrent(bidirectional=True), nets.sequences(), CE),
+    rewritten=lambda m: setattr(m, "last", False) or m,
 )
 
 # unscaled-input
@@ -593,6 +795,49 @@ sick(
     lambda: (nets.stack(MLP), changed_inputs(nets.table(), lambda x: 20 + x), CE),
 )
 
+
+def photos():
+    x, t = nets.images(channels=3)
+    return {"image": x.sigmoid() * 255, "about": torch.randn(len(x), 5)}, t
+
+
+sick(
+    "one-of-two-named-inputs",
+    "unscaled-input",
+    "input['image']",
+    lambda: (nets.Photo(), photos(), CE),
+)
+sick(
+    "second-of-two-inputs",
+    "unscaled-input",
+    "input[1]",
+    lambda: (
+        nets.Photo(),
+        (lambda x, t: ((x["image"] / 128 - 1, 1e4 * x["about"]), t))(*photos()),
+        CE,
+    ),
+)
+sick(
+    "bytes-of-images",
+    "unscaled-input",
+    "input[0]",
+    lambda: (
+        nets.Photo(),
+        (lambda x, t: ((x["image"].byte(), x["about"]), t))(*photos()),
+        CE,
+    ),
+)
+sick(
+    "joined-inputs",
+    "unscaled-input",
+    "input['b']",
+    lambda: (
+        nets.Joined(),
+        (lambda x, t: ({"a": x, "b": 1e4 * x.flip(1)}, t))(*nets.table()),
+        CE,
+    ),
+)
+
 # mismatched-loss
 softmax_off, sigmoid_off = without(nn.Softmax), without(nn.Sigmoid)
 sick(
@@ -600,28 +845,28 @@ sick(
     "mismatched-loss",
     "loss",
     lambda: (nn.Sequential(*nets.stack(MLP), nn.Softmax(1)), nets.table(), CE),
-    softmax_off,
+    rewritten=softmax_off,
 )
 sick(
     "sigmoid-before-cross-entropy",
     "mismatched-loss",
     "loss",
     lambda: (nn.Sequential(*nets.stack(MLP), nn.Sigmoid()), nets.table(), CE),
-    sigmoid_off,
+    rewritten=sigmoid_off,
 )
 sick(
     "sigmoid-before-bce-with-logits",
     "mismatched-loss",
     "loss",
     lambda: (nn.Sequential(*nets.stack([16, 48, 1]), nn.Sigmoid()), binary(), BCE),
-    sigmoid_off,
+    rewritten=sigmoid_off,
 )
 sick(
     "sigmoid-with-mse",
     "mismatched-loss",
     "loss",
     lambda: (nn.Sequential(*nets.stack([16, 48, 1]), nn.Sigmoid()), binary(), MSE),
-    sigmoid_off,
+    rewritten=sigmoid_off,
 )
 sick(
     "softmax-with-mse",
@@ -632,7 +877,7 @@ sick(
         (lambda x, t: (x, F.one_hot(t, 4).float()))(*nets.table()),
         nn.MSELoss(),
     ),
-    softmax_off,
+    rewritten=softmax_off,
 )
 sick(
     "nll-of-logits",
@@ -645,7 +890,7 @@ sick(
     "mismatched-loss",
     "loss",
     lambda: (nn.Sequential(*nets.cnn(2), nn.Softmax(1)), nets.images(), F.nll_loss),
-    softmax_off,
+    rewritten=without(nn.Softmax, lambda: nn.LogSoftmax(1)),
 )
 sick(
     "cross-entropy-of-one-logit",
@@ -661,6 +906,115 @@ sick(
 )
 
 
+def softmax_by_hand(z):
+    return z.exp() / z.exp().sum(1, keepdim=True)
+
+
+def sigmoid_by_hand(z):
+    return 1 / (1 + torch.exp(-z))
+
+
+def ending(widths, function):
+    return nn.Sequential(*nets.stack(widths), Opaque(function))
+
+
+def own_loss(batch):
+    """For a model that computes its loss itself."""
+    x, t = batch
+    return {"x": x, "labels": t}, t
+
+
+without_end = without(Opaque)
+for key, code_loss, function in (
+    ("cross-entropy", CE, softmax_by_hand),
+    ("cross-entropy-scaled", CE, lambda z: z.softmax(1) * 1.0),
+):
+    sick(
+        f"softmax-by-hand-before-{key}",
+        "mismatched-loss",
+        "loss",
+        lambda function=function, loss=code_loss: (ending(MLP, function), nets.table(), loss),
+        rewritten=without_end,
+    )
+for key, function in (
+    ("by-hand", sigmoid_by_hand),
+    ("clamped", lambda z: z.sigmoid().clamp(1e-6, 1 - 1e-6)),
+):
+    sick(
+        f"sigmoid-{key}-before-bce-with-logits",
+        "mismatched-loss",
+        "loss",
+        lambda function=function: (ending([16, 48, 1], function), binary(), BCE),
+        rewritten=without_end,
+    )
+sick(
+    "softmax-by-hand-before-nll",
+    "mismatched-loss",
+    "loss",
+    lambda: (ending(MLP, softmax_by_hand), nets.table(), F.nll_loss),
+    rewritten=lambda m: setattr(m[-1], "function", lambda z: z.log_softmax(1)) or m,
+)
+sick(
+    "softmax-by-hand-with-mse",
+    "mismatched-loss",
+    "loss",
+    lambda: (
+        ending(MLP, softmax_by_hand),
+        nets.table(),
+        lambda y, t: F.mse_loss(y, F.one_hot(t, 4).float()),
+    ),
+    without_end,
+)
+sick(
+    "bce-of-logits",
+    "mismatched-loss",
+    "loss",
+    lambda: (nets.stack([16, 48, 1]), binary(), nn.BCELoss()),
+)
+sick(
+    "bce-of-a-relu",
+    "mismatched-loss",
+    "loss",
+    lambda: (
+        nn.Sequential(*nets.scaled(nets.stack([16, 48, 1]), 0.3), nn.ReLU()),
+        binary(),
+        nn.BCELoss(),
+    ),
+    without(nn.ReLU, nn.Identity),
+)
+sick(
+    "kl-of-probabilities",
+    "mismatched-loss",
+    "loss",
+    lambda: (
+        nn.Sequential(*nets.stack(MLP), nn.Softmax(1)),
+        (lambda x, t: (x, F.one_hot(t, 4).float()))(*nets.table()),
+        nn.KLDivLoss(reduction="batchmean"),
+    ),
+)
+sick(
+    "kl-of-logits",
+    "mismatched-loss",
+    "loss",
+    lambda: (
+        nets.stack(MLP),
+        (lambda x, t: (x, F.one_hot(t, 4).float()))(*nets.table()),
+        nn.KLDivLoss(reduction="batchmean"),
+    ),
+)
+sick(
+    "softmax-before-the-models-own-loss",
+    "mismatched-loss",
+    "loss",
+    lambda: (
+        nets.OwnLoss(lambda z: z.softmax(-1)),
+        own_loss(nets.table()),
+        lambda y, t: y["loss"],
+    ),
+    lambda m: setattr(m, "finish", lambda z: z) or m,
+)
+
+
 # update-too-large, update-too-small
 def stepped(make, optimizer):
     model, batch, loss_fn = make()
@@ -670,6 +1024,23 @@ def stepped(make, optimizer):
 def plain():
     """Adam moves each entry by lr, so the largest fan-in, of the smallest weights, moves most."""
     return nets.stack([16, 24, 48, 96, 4]), nets.table(), CE
+
+
+def chance(classes=10):
+    """Labels that can only be learnt by heart."""
+    return torch.randn(64, 16), torch.randint(0, classes, (64,))
+
+
+def shallow():
+    return nets.stack([16, 64, 10]), chance(), CE
+
+
+def deeper():
+    return nets.stack([16, 48, 48, 48, 10]), chance(), CE
+
+
+def normed():
+    return nets.stack([16, 48, 48, 10], norm=nn.BatchNorm1d), chance(), CE
 
 
 def uneven(model):
@@ -698,6 +1069,9 @@ for key, code, layer, make, optimizer in (
         lambda: autoencoder()[:3],
         lambda m: sgd(m, 1e4),
     ),
+    ("sgd-lr-10", "update-too-large", "2.weight", shallow, lambda m: sgd(m, 10.0)),
+    ("sgd-lr-20", "update-too-large", "6.weight", deeper, lambda m: sgd(m, 20.0)),
+    ("batchnorm-sgd-lr-10", "update-too-large", "6.weight", normed, lambda m: sgd(m, 10.0)),
     ("sgd-lr-1e-6", "update-too-small", "6.weight", plain, lambda m: sgd(m, 1e-6)),
     ("adam-lr-1e-8", "update-too-small", "6.weight", plain, lambda m: adam(m, 1e-8)),
     ("sgd-lr-1e-12", "update-too-small", "0.weight", plain, lambda m: sgd(m, 1e-12)),
