@@ -247,36 +247,38 @@ def fit(
     diverged = None
     was_training = model.training
     model.train()
-    with _Bar(progress, epochs) as report:
-        for epoch in range(1, epochs + 1):
-            total: Any = 0.0
-            squares = dict.fromkeys(rms, 0.0)
-            batches = torch.randperm(len(x), generator=shuffle).split(min(batch_size, len(x)))
-            for batch in batches:
-                loss = _loss(loss_fn, "data", _outputs(model, "data", x[batch]), y[batch])
-                if not loss.requires_grad:
-                    raise ValueError(
-                        "loss_fn must depend on the outputs; its value carries no gradient"
-                    )
-                if not loss.isfinite().all():
-                    diverged = epoch
+    try:
+        with _Bar(progress, epochs) as report:
+            for epoch in range(1, epochs + 1):
+                total: Any = 0.0
+                squares = dict.fromkeys(rms, 0.0)
+                batches = torch.randperm(len(x), generator=shuffle).split(min(batch_size, len(x)))
+                for batch in batches:
+                    loss = _loss(loss_fn, "data", _outputs(model, "data", x[batch]), y[batch])
+                    if not loss.requires_grad:
+                        raise ValueError(
+                            "loss_fn must depend on the outputs; its value carries no gradient"
+                        )
+                    if not loss.isfinite().all():
+                        diverged = epoch
+                        break
+                    stepper.zero_grad()
+                    loss.sum().backward()
+                    for name in squares:
+                        if (gradient := named[name].grad) is not None:
+                            squares[name] += gradient.double().square().mean().item()
+                    stepper.step()
+                    total = total + len(batch) / len(x) * loss.detach().double().numpy()
+                if diverged:
                     break
-                stepper.zero_grad()
-                loss.sum().backward()
-                for name in squares:
-                    if (gradient := named[name].grad) is not None:
-                        squares[name] += gradient.double().square().mean().item()
-                stepper.step()
-                total = total + len(batch) / len(x) * loss.detach().double().numpy()
-            if diverged:
-                break
-            losses.append(np.asarray(total))
-            for name, square in squares.items():
-                rms[name].append((square / len(batches)) ** 0.5)
-            if test is not None:
-                tests.append(_evaluate(model, test, loss_fn))
-            report(epoch, float(np.mean(total)))
-    model.train(was_training)
+                losses.append(np.asarray(total))
+                for name, square in squares.items():
+                    rms[name].append((square / len(batches)) ** 0.5)
+                if test is not None:
+                    tests.append(_evaluate(model, test, loss_fn))
+                report(epoch, float(np.mean(total)))
+    finally:
+        model.train(was_training)
     classified = bool(tests) and tests[0][1] is not None
     return History(
         losses=np.array(losses, dtype=float),

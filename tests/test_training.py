@@ -291,6 +291,22 @@ def test_a_batch_may_be_larger_than_any_data():
     assert torch.equal(*ends)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, StopAsyncIteration])
+@pytest.mark.parametrize("where", ["data", "test"])
+def test_the_mode_is_kept_when_something_stops_the_training(training, stop, where):
+    model = network().train(training)
+
+    def loss_fn(output, target):
+        if len(target) == {"data": 30, "test": 9}[where]:
+            raise stop
+        return mse_loss(output, target)
+
+    with pytest.raises(stop):
+        fit(model, data(), loss_fn=loss_fn, lr=0.1, epochs=1, test=data(n=9))
+    assert all(part.training is training for part in model.modules())
+
+
 def test_an_instance_brings_its_own_learning_rate():
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
