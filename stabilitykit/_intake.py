@@ -45,14 +45,19 @@ def intake(model: Any, batch: Any, loss_fn: Any, optimizer: Any) -> tuple[Any, A
     if not tensors(inputs):
         raise TypeError(f"batch: inputs hold no tensor, got {type(inputs).__name__}")
     if optimizer is not None:
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optimizer={optimizer!r} is not a torch.optim.Optimizer")
-        own = {id(p) for p in parameters.values()}
-        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
-            raise ValueError("optimizer holds none of the model's parameters")
-        closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise ValueError(
-                f"optimizer={type(optimizer).__name__} needs a closure; leave the optimizer out"
-            )
+        check_optimizer(optimizer, model)
     return inputs, targets
+
+
+def check_optimizer(optimizer: Any, model: nn.Module) -> None:
+    """Refuse what is no optimizer, holds no parameter of the model or steps only by a closure."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer={optimizer!r} is not a torch.optim.Optimizer")
+    own = {id(p) for p in model.parameters()}
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError("optimizer holds none of the model's parameters")
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(
+            f"optimizer={type(optimizer).__name__} needs a closure; leave the optimizer out"
+        )

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stabilitykit import _checks
+
 Function = Callable[[Tensor], Tensor]
 Memory = dict[str, Any]
 
@@ -221,17 +223,9 @@ def _number(name: str, value: Any) -> Any:
         if not isinstance(value, (tuple, list)) or len(value) != 2:
             raise TypeError(f"betas must be a pair of numbers in [0, 1), got {value!r}")
         for i in (0, 1):
-            _within(f"betas[{i}]", value[i], accept, expected)
+            _checks.number(f"betas[{i}]", value[i], expected, accept)
         return float(value[0]), float(value[1])
-    return _within(name, value, accept, expected)
-
-
-def _within(name: str, value: Any, accept: Callable[[float], bool], expected: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{name} must be {expected}, got {value!r}")
-    if not (math.isfinite(value) and accept(float(value))):
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
-    return float(value)
+    return _checks.number(name, value, expected, accept)
 
 
 def hyperparameters(method: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -266,6 +260,9 @@ def count(name: str, value: Any) -> int:
 def tensor(name: str, value: Any) -> Tensor:
     """A float64 copy that shares nothing with the caller's."""
     try:
+        given = torch.as_tensor(value)
+        if given.is_complex():  # the imaginary part would be dropped
+            raise TypeError
         return torch.as_tensor(value, dtype=torch.float64).detach().clone()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must hold numbers, got {value!r}") from None

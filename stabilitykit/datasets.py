@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from stabilitykit import _checks
 
 
 class Digits(NamedTuple):
@@ -30,7 +31,8 @@ def polynomial_regression(
         x [n, 2] and y [n, 1], float32.
 
     Raises:
-        ValueError: n below 1 or a negative noise.
+        ValueError: n below 1, a negative noise, a seed that torch does not take.
+        TypeError: an argument that is no number.
 
     Examples:
         >>> x, y = polynomial_regression(n=5, noise=0.0)
@@ -39,11 +41,9 @@ def polynomial_regression(
         >>> torch.equal(y[:, 0], 2 * x[:, 0] ** 2 - x[:, 1] ** 2)
         True
     """
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
-    if not 0 <= noise < float("inf"):
-        raise ValueError(f"noise must be a finite number of at least 0, got {noise!r}")
-    generator = torch.Generator().manual_seed(seed)
+    n = _checks.whole("n", n)
+    noise = _checks.not_negative("noise", noise)
+    generator = torch.Generator().manual_seed(_checks.seed("seed", seed))
     x = torch.randn(n, 2, generator=generator)
     y = 2 * x[:, :1] ** 2 - x[:, 1:] ** 2
     return x, y + noise * torch.randn(n, 1, generator=generator)
@@ -63,7 +63,8 @@ def digits(standardize: bool = True, test_fraction: float = 0.3, seed: int = 0) 
         The images and classes, training part first.
 
     Raises:
-        ValueError: a test fraction outside (0, 1).
+        ValueError: a test fraction outside (0, 1), a seed that torch does not take.
+        TypeError: an argument that is no number.
 
     Examples:
         >>> data = digits()
@@ -74,8 +75,10 @@ def digits(standardize: bool = True, test_fraction: float = 0.3, seed: int = 0) 
     """
     from sklearn.datasets import load_digits
 
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"test_fraction must lie between 0 and 1, got {test_fraction!r}")
+    test_fraction = _checks.number(
+        "test_fraction", test_fraction, "a number between 0 and 1", lambda v: 0 < v < 1
+    )
+    seed = _checks.seed("seed", seed)
     images, classes = load_digits(return_X_y=True)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     x = torch.from_numpy(images)[order]

@@ -1,6 +1,5 @@
 """Paths of optimisers over functions of a few variables, in float64."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from stabilitykit import _checks
 from stabilitykit._steps import METHODS, Function, Memory, Objective, count, hyperparameters, tensor
 
 
@@ -112,9 +112,8 @@ def descend(
         >>> descend(saddle, [4.0, 1.0], "saddle_free_newton", steps=1).points[-1].tolist()
         [0.0, 2.0]
     """
-    if method not in METHODS:
-        near = difflib.get_close_matches(str(method).lower(), METHODS, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+    if not isinstance(method, str) or method not in METHODS:
+        hint = _checks.nearest(method, METHODS)
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}{hint}")
     hyper = hyperparameters(method, hyper if lr is None else {"lr": lr, **hyper})
     steps = count("steps", steps)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stabilitykit import _checks
 from stabilitykit._activations import NAMED, _by_name
 
 
@@ -27,10 +28,12 @@ class _Elementwise(nn.Module):
 
 def as_module(activation: Any) -> nn.Module:
     if isinstance(activation, str):
-        name, _ = _by_name(activation, {})
+        name, function = _by_name(activation, {})
+        _made(name, lambda: function(torch.zeros(1)))
         return _Elementwise(name, NAMED[name])
     if isinstance(activation, type) and issubclass(activation, nn.Module):
-        return activation()
+        module: nn.Module = _made(activation.__name__, activation)
+        return module
     if isinstance(activation, nn.Module):
         return activation
     if callable(activation):
@@ -40,14 +43,33 @@ def as_module(activation: Any) -> nn.Module:
     )
 
 
+def _made(name: str, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except TypeError as error:  # it has options without a default
+        raise TypeError(
+            f"activation={name} needs options; expected a module made with them or a callable "
+            f"({error})"
+        ) from error
+
+
 def checked_widths(widths: Iterable[int]) -> list[int]:
-    sizes = list(widths)
-    if len(sizes) < 2 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
-        raise ValueError(
-            "widths must be at least two positive whole numbers, from inputs to outputs, "
-            f"got {widths!r}"
-        )
+    expected = "at least two positive whole numbers, from inputs to outputs"
+    sizes = _listed(widths)
+    if sizes is None:
+        raise TypeError(f"widths must be {expected}, got {widths!r}")
+    whole = [isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in sizes]
+    if len(sizes) < 2 or not all(whole) or min(sizes) < 1:
+        raise ValueError(f"widths must be {expected}, got {widths!r}")
     return [int(n) for n in sizes]
+
+
+def _listed(values: Any) -> list[Any] | None:
+    """The entries, None of what has none; a text is one value."""
+    try:
+        return None if isinstance(values, (str, bytes)) else list(values)
+    except TypeError:
+        return None
 
 
 class MLP(nn.Module):
@@ -67,7 +89,7 @@ class MLP(nn.Module):
 
     Raises:
         ValueError: widths that are not positive whole numbers, an unknown activation.
-        TypeError: an activation that is no function.
+        TypeError: widths that are no list, an activation that is no function or needs options.
 
     Examples:
         >>> _ = torch.manual_seed(420)
@@ -93,12 +115,13 @@ class MLP(nn.Module):
 
 def listed_seeds(seeds: int | Iterable[int]) -> list[int]:
     """The seeds 0, 1, … of a count, or those given."""
-    if isinstance(seeds, (int, np.integer)):
-        seeds = [] if isinstance(seeds, bool) else range(int(seeds))
-    listed = [int(seed) for seed in seeds] if isinstance(seeds, Iterable) else []
+    if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool):
+        listed: list[Any] | None = list(range(int(seeds)))
+    else:
+        listed = _listed(seeds)
     if not listed:
         raise ValueError(f"seeds must be a positive count or a list of seeds, got {seeds!r}")
-    return listed
+    return [_checks.seed(f"seeds[{place}]", seed) for place, seed in enumerate(listed)]
 
 
 class Ensemble(nn.Module):
@@ -119,7 +142,8 @@ class Ensemble(nn.Module):
         biases: parameters [networks, 1, out], one a layer; empty without biases.
 
     Raises:
-        ValueError: as `MLP`, and no seeds.
+        ValueError: as `MLP`, and no seeds or seeds that torch does not take.
+        TypeError: as `MLP`, and seeds that are no numbers.
 
     Examples:
         >>> many = Ensemble([2, 4, 1], "tanh", seeds=300)
@@ -155,8 +179,14 @@ class Ensemble(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [networks, batch, out] for inputs [batch, in] or [networks, batch, in]."""
+        networks, _, width = self.weights[0].shape
+        if not (x.ndim in (2, 3) and x.shape[-1] == width and x.shape[:-2] in ((), (networks,))):
+            raise ValueError(
+                f"inputs must have shape [batch, {width}] or [{networks}, batch, {width}], "
+                f"got {list(x.shape)}"
+            )
         if x.ndim == 2:
-            x = x.expand(len(self.weights[0]), *x.shape)
+            x = x.expand(networks, *x.shape)
         last = len(self.weights) - 1
         biases = self.biases or [None] * (last + 1)
         for layer, (weight, bias) in enumerate(zip(self.weights, biases, strict=True)):

@@ -25,16 +25,24 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from stabilitykit._checks import whole
 from stabilitykit._drawing import (
     array,
+    axes,
+    contour_levels,
     cut,
     finite,
+    heights,
     last_exit,
     legend,
     legend_above,
+    limits,
     line,
     longest_step,
+    named,
+    points_of,
     summary,
+    text,
 )
 from stabilitykit.descent import Path
 
@@ -54,7 +62,7 @@ def prediction(
     Returns:
         The axes.
     """
-    x = line("x", x)
+    ax, x = axes(ax), line("x", x)
     y = line("y", y, len(x))
     default = {"color": mpl.rcParams["text.color"], "linewidth": 1.4, "zorder": 2}
     style = default | normalize_kwargs(style, Line2D)
@@ -92,15 +100,13 @@ def measurement(
     Raises:
         ValueError: shapes that do not match, an unknown center or spread.
     """
-    x = line("x", x)
-    samples = array(samples)
+    ax, x = axes(ax), line("x", x)
+    samples = array("samples", samples)
     if samples.ndim != 2 or samples.shape[1] != len(x) or len(samples) == 0:
         raise ValueError(
             f"samples must have shape [seeds, {len(x)}] as x has {len(x)} entries, "
             f"got {list(samples.shape)}"
         )
-    if center not in ("mean", "median"):
-        raise ValueError(f"center must be 'mean' or 'median', got {center!r}")
     middle, below, above = summary(samples, center, spread)
     default: dict[str, Any] = {"fmt": "o", "markersize": 4, "linewidth": 1.2, "color": color}
     style = {"zorder": 3} | default | normalize_kwargs(style, Line2D)
@@ -138,7 +144,7 @@ def profile(
     Returns:
         The axes.
     """
-    samples = array(samples)
+    ax, samples = axes(ax), array("samples", samples)
     if samples.ndim != 2:
         raise ValueError(f"samples must have shape [seeds, layers], got {list(samples.shape)}")
     layers = np.arange(1, samples.shape[1] + 1)
@@ -147,7 +153,7 @@ def profile(
         predicted = line("predicted", predicted, len(layers))
         prediction(ax, layers, predicted, predicted_label)
         drawn = np.concatenate([samples, predicted[None]])
-    every = every or max(1, len(layers) // 25)
+    every = max(1, len(layers) // 25) if every is None else whole("every", every)
     measurement(ax, layers[::every], samples[:, ::every], label, **style)
     drawn = drawn[np.isfinite(drawn)]
     if log or (log is None and drawn.size and drawn.max() > 10 * drawn.min() > 0):
@@ -179,6 +185,7 @@ def violins(
     Raises:
         ValueError: no groups, or a group without finite values.
     """
+    ax, groups = axes(ax), named("groups", groups, "values")
     if not groups:
         raise ValueError(f"groups must hold at least one named array, got {groups!r}")
     values = [finite(name, group) for name, group in groups.items()]
@@ -233,25 +240,15 @@ def contours(
         ValueError: a function that is not vectorised over leading dimensions, empty ranges, paths
             that are not of points [n, 2].
     """
-    for name, limits in (("xlim", xlim), ("ylim", ylim)):
-        if not (len(limits) == 2 and -np.inf < limits[0] < limits[1] < np.inf):
-            raise ValueError(f"{name} must be an increasing pair of finite numbers, got {limits!r}")
-    x, y = (torch.linspace(*limits, 100, dtype=torch.float64) for limits in (xlim, ylim))
-    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-    heights = torch.as_tensor(function(grid)).detach()
-    if heights.shape != grid.shape[:-1]:
-        raise ValueError(
-            "function must map [..., 2] to [...], as in x[..., 0]**2 + x[..., 1]**2; "
-            f"it turned {list(grid.shape)} into {list(heights.shape)}"
-        )
-    z = np.ma.masked_invalid(heights.double().numpy())
-    if isinstance(levels, (int, np.integer)):
-        low, high = float(z.min()), float(z.max())
-        levels = [low + (high - low) * (k / (levels + 1)) ** 2 for k in range(1, levels + 1)]
+    ax, paths = axes(ax), named("paths", {} if paths is None else paths, "descents")
+    xlim, ylim = limits("xlim", xlim), limits("ylim", ylim)
+    x, y = (torch.linspace(*ends, 100, dtype=torch.float64) for ends in (xlim, ylim))
+    z = heights(function, x, y)
+    levels = contour_levels(levels, z)
     if z.count() and np.ptp(z.compressed()) > 0:
         ink = mpl.rcParams["text.color"]
         ax.contour(x, y, z, levels=levels, colors=ink, alpha=0.35, linewidths=0.8)
-    for index, (name, path) in enumerate((paths or {}).items()):
+    for index, (name, path) in enumerate(paths.items()):
         _path(ax, name, path, f"C{index % 10}", *np.array([xlim, ylim], dtype=float).T)
     ax.set(xlim=xlim, ylim=ylim, xlabel=labels[0], ylabel=labels[1])
     ax.grid(False)
@@ -260,12 +257,8 @@ def contours(
 
 def _path(ax: Axes, name: str, path: Any, color: str, low: np.ndarray, high: np.ndarray) -> None:
     diverged = path.diverged if isinstance(path, Path) else None
-    points = array(path.points if isinstance(path, Path) else path)
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(
-            f"paths[{name!r}] must hold points of shape [n, 2], got {list(points.shape)}"
-        )
-    points = cut(points, low, high)
+    given = path.points if isinstance(path, Path) else path
+    points = cut(points_of(f"paths[{name!r}]", given), low, high)
     label = name if diverged is None else f"{name} (diverged at step {diverged})"
     ax.plot(*points.T, "-o", color=color, markersize=3.2, linewidth=1.2, label=label, zorder=3)
     ax.plot(*points[:1].T, "o", color=color, markersize=8, fillstyle="none", zorder=3)
@@ -285,10 +278,22 @@ def svg(draw: Callable[[Axes], Any], style: Mapping[str, Any], name: str = "figu
         draw: draws on the axes that it is given.
         style: rcParams while drawing.
         name: salt of the ids within the SVG.
+
+    Returns:
+        The text.
+
+    Raises:
+        TypeError: nothing callable, a style that is no mapping, a name that is no text.
+        ValueError: a style that matplotlib does not know.
     """
+    if not callable(draw):
+        raise TypeError(f"draw must be a callable on axes, got {draw!r}")
+    style, name = named("style", style, "rcParams"), text("name", name)
+    if unknown := [key for key in style if key not in mpl.rcParams]:
+        raise ValueError(f"style must hold rcParams by name, got {unknown!r}")
     settings: Any = {**style, "svg.hashsalt": name}
     with mpl.rc_context(settings):
-        figure, text = Figure(figsize=(5.2, 3.2), layout="constrained"), io.StringIO()
+        figure, file = Figure(figsize=(5.2, 3.2), layout="constrained"), io.StringIO()
         draw(figure.subplots())
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return text.getvalue()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return file.getvalue()

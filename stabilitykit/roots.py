@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stabilitykit import _checks
 from stabilitykit._steps import Function, Objective, count, tensor
 
 
@@ -37,8 +38,9 @@ def newton_root(f: Function, start: float, tolerance: float = 1e-9, max_steps: i
         The root and all iterates.
 
     Raises:
-        ValueError: the derivative vanishes, an iterate is not finite, or the residual is still too
-            large after `max_steps` steps.
+        TypeError: a function that returns no tensor, a start or tolerance that is no number.
+        ValueError: a tolerance that is not positive and finite, the derivative vanishes, an iterate
+            is not finite, or the residual is still too large after `max_steps` steps.
 
     Examples:
         >>> newton_root(lambda x: x**2 - 2, start=1.0).iterates.tolist()[:3]
@@ -46,8 +48,7 @@ def newton_root(f: Function, start: float, tolerance: float = 1e-9, max_steps: i
         >>> newton_root(lambda x: x**2 - 2, start=1.0).value
         1.4142135623746899
     """
-    if not (isinstance(tolerance, (int, float)) and tolerance > 0):
-        raise ValueError(f"tolerance must be a positive number, got {tolerance!r}")
+    tolerance = _checks.positive("tolerance", tolerance)
     max_steps = count("max_steps", max_steps)
     x = tensor("start", start)
     if x.ndim != 0 or not x.isfinite():

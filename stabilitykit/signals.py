@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stabilitykit import _checks
 from stabilitykit.networks import as_module, checked_widths, listed_seeds
 
 Initializer = Callable[..., Any]
+
+_MISFITS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 
 
 class SignalProfile(NamedTuple):
@@ -77,8 +80,9 @@ def signal_profile(
         The moments, [seeds, L] each. Overflow shows as inf or NaN, underflow as 0.
 
     Raises:
-        ValueError: a variance that is negative or not finite, an unknown activation or
-            initialisation, inputs of another width.
+        ValueError: a variance that is negative or not finite, an unknown activation, inputs of
+            another width, an initialisation that is unknown, fails or leaves entries out.
+        TypeError: an argument of a kind that cannot be meant.
 
     Examples:
         Kaiming's weight variance of 2 keeps the moments in a ReLU network:
@@ -94,14 +98,19 @@ def signal_profile(
     sizes, function, listed = checked_widths(widths), as_module(activation), listed_seeds(seeds)
     if weight_var is not None and callable(init):
         raise ValueError(f"weight_var={weight_var!r}: a function as init sets the variance itself")
-    weight_var = 1.0 if weight_var is None else weight_var
-    for name, value in (("weight_var", weight_var), ("bias_var", bias_var)):
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
-    if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
-        raise ValueError(f"batch must be a whole number of at least 1, got {batch!r}")
-    if inputs is not None and (inputs.ndim != 2 or inputs.shape[1] != sizes[0]):
-        raise ValueError(f"inputs must have shape [batch, {sizes[0]}], got {list(inputs.shape)}")
+    weight_var = _checks.not_negative("weight_var", 1.0 if weight_var is None else weight_var)
+    bias_var, batch = _checks.not_negative("bias_var", bias_var), _checks.whole("batch", batch)
+    if inputs is not None:
+        if not isinstance(inputs, Tensor):
+            raise TypeError(f"inputs must be a tensor [batch, {sizes[0]}], got {inputs!r}")
+        if inputs.ndim != 2 or inputs.shape[1] != sizes[0] or not len(inputs):
+            raise ValueError(
+                f"inputs must have shape [batch, {sizes[0]}], got {list(inputs.shape)}"
+            )
+    if not (loss is None or callable(loss)):
+        raise TypeError(f"loss must be a callable from outputs to losses, got {loss!r}")
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating torch.dtype, got {dtype!r}")
     fill = _initializer(init, weight_var)
     portion = max(1, 2**22 // sum(n * m for n, m in pairwise(sizes)))
     portions = []
@@ -129,12 +138,27 @@ def _initializer(init: str | Initializer, weight_var: float) -> Initializer:
         bound = (3 * weight_var / weight.shape[1]) ** 0.5
         return weight.uniform_(-bound, bound, generator=generator)
 
+    def given(weight: Tensor, generator: torch.Generator) -> None:
+        weight.fill_(torch.nan)  # an entry that the function forgets is then seen
+        name = getattr(init, "__name__", repr(init))
+        try:
+            init(weight, generator=generator)  # type: ignore[operator]
+        except _MISFITS as error:
+            raise ValueError(
+                f"init={name} failed as init(weight {list(weight.shape)}, generator=…): "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if not weight.isfinite().all():
+            raise ValueError(f"init={name} left entries of the weight that are not finite numbers")
+
     if callable(init):
-        return init
+        return given
     named = {"normal": normal, "uniform": uniform}
-    if init not in named:
+    if not isinstance(init, str) or init not in named:
+        of_torch = [name for name in dir(nn.init) if name.endswith("_") and name[0] != "_"]
         raise ValueError(
-            f"init must be 'normal', 'uniform' or a function of torch.nn.init, got {init!r}"
+            "init must be 'normal', 'uniform' or a function of torch.nn.init, got "
+            f"{init!r}{_checks.nearest(init, [*named, *of_torch])}"
         )
     return named[init]
 
@@ -146,6 +170,27 @@ def _normal(
     for own, generator in zip(draws, generators, strict=True):
         own.normal_(0.0, variance**0.5, generator=generator)
     return draws
+
+
+def _activated(function: nn.Module, z: Tensor) -> Tensor:
+    """f(z), from a copy, as an in-place activation must not write into z."""
+    try:
+        hidden = function(z.clone())
+    except _MISFITS as error:
+        raise ValueError(
+            f"activation={function} failed on shape {list(z.shape)}, {z.dtype}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(hidden, Tensor):
+        raise TypeError(f"activation={function} must return a tensor, got {hidden!r}")
+    if hidden.shape != z.shape:
+        raise ValueError(
+            f"activation={function} must be elementwise; it turned shape {list(z.shape)} into "
+            f"{list(hidden.shape)}"
+        )
+    if not hidden.requires_grad:
+        raise ValueError(f"activation={function} must depend on its input; it carries no gradient")
+    return hidden
 
 
 def _moments(
@@ -161,14 +206,24 @@ def _moments(
         signals.append(hidden.detach())
         z = (hidden @ weight.mT + bias).requires_grad_()
         zs.append(z)
-        hidden = function(z.clone())  # an in-place activation must not write into z
+        hidden = _activated(function, z)
     cotangent = _normal(tuple(zs[-1].shape), 1.0, generators, x.dtype) if loss is None else None
-    target = zs[-1] if loss is None else loss(zs[-1])
+    try:
+        target = zs[-1] if loss is None else loss(zs[-1])
+    except _MISFITS as error:
+        raise ValueError(
+            f"loss failed on outputs {list(zs[-1].shape)} of [seeds, batch, out]: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(target, Tensor):
+        raise TypeError(f"loss must return a torch tensor, got {type(target).__name__} {target!r}")
     if loss is not None and target.shape != (len(x),):
         raise ValueError(
             "loss must give one number a network, as y.square().mean((1, 2)) does: shape "
             f"{[len(x)]}, got {list(target.shape)}"
         )
+    if not target.requires_grad:
+        raise ValueError("loss must depend on the outputs; its value carries no gradient")
     gradients = torch.autograd.grad(target if loss is None else target.sum(), zs, cotangent)
     signals.append(hidden.detach())
     rows = []

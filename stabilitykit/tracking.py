@@ -4,8 +4,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from numpy.typing import ArrayLike
+
+from stabilitykit._drawing import array, named, text
 
 
 def write_curves(
@@ -26,7 +27,8 @@ def write_curves(
         The folder.
 
     Raises:
-        ValueError: no curves, a curve that is no list of numbers, or a name outside the folder.
+        ValueError: no curves, a curve that is no list, or a name outside the folder.
+        TypeError: a curve that holds no numbers, or arguments of another kind.
         ImportError: TensorBoard is not installed.
 
     Examples:
@@ -36,25 +38,29 @@ def write_curves(
         ...     sorted(path.name for path in written.iterdir())
         ['fast', 'slow']
     """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"folder must be a path, got {folder!r}")
+    tag, curves = text("tag", tag), named("curves", curves, "lists of numbers")
     if not curves:
         raise ValueError(f"curves must hold at least one curve, got {curves!r}")
     checked = {}
     root = Path(folder)
     for name, values in curves.items():
-        array = np.asarray(values, dtype=np.float64)
-        if array.ndim != 1 or not array.size:
+        numbers = array(f"curves[{name!r}]", values)
+        if numbers.ndim != 1 or not numbers.size:
             raise ValueError(
-                f"curves[{name!r}] must be a non-empty list of numbers, got shape {array.shape}"
+                f"curves[{name!r}] must be a non-empty list of numbers, got shape {numbers.shape}"
             )
-        if not (root / name).resolve().is_relative_to(root.resolve()) or not name.strip():
+        run = (root / text("curves: a name", name)).resolve()
+        if not (run.is_relative_to(root.resolve()) and name.strip()):
             raise ValueError(f"curves: the name {name!r} is not one of a folder inside {root}")
-        checked[name] = array
+        checked[name] = numbers
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as missing:
         raise ImportError("write_curves needs TensorBoard: pip install tensorboard") from missing
-    for name, array in checked.items():
+    for name, numbers in checked.items():
         with SummaryWriter(str(root / name)) as writer:
-            for step, value in enumerate(array):
+            for step, value in enumerate(numbers):
                 writer.add_scalar(tag, value, step)
     return root

@@ -1,6 +1,5 @@
 """The training loop of the lessons: mini-batches, a history, a progress bar."""
 
-import difflib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stabilitykit import _checks
+from stabilitykit._intake import check_optimizer
+
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+# What torch raises on tensors that do not fit. Others, such as one that means to stop, pass.
+_MISFITS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -47,12 +52,11 @@ def _optimizer(chosen: Any, model: nn.Module, lr: float | None) -> torch.optim.O
     if isinstance(chosen, torch.optim.Optimizer):
         if lr is not None:
             raise ValueError(f"lr={lr!r}: the given optimizer has its own, leave lr out")
+        check_optimizer(chosen, model)
         return chosen
     if isinstance(chosen, str):
         if chosen.lower() not in OPTIMIZERS:
-            near = difflib.get_close_matches(chosen.lower(), OPTIMIZERS, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            names = ", ".join(OPTIMIZERS)
+            hint, names = _checks.nearest(chosen, OPTIMIZERS), ", ".join(OPTIMIZERS)
             raise ValueError(f"optimizer must be one of {names}, got {chosen!r}{hint}")
         chosen = OPTIMIZERS[chosen.lower()]
     if not callable(chosen):
@@ -60,9 +64,21 @@ def _optimizer(chosen: Any, model: nn.Module, lr: float | None) -> torch.optim.O
             "optimizer must be a name, a torch.optim.Optimizer or a factory (parameters, lr=…), "
             f"got {chosen!r}"
         )
-    if lr is None or not 0 < lr < float("inf"):
-        raise ValueError(f"lr must be a positive finite number, got {lr!r}")
-    return chosen(model.parameters(), lr=lr)
+    if lr is None:
+        raise ValueError("lr must be a positive finite number, got None")
+    lr = _checks.positive("lr", lr)
+    try:
+        made = chosen(model.parameters(), lr=lr)
+    except TypeError as error:
+        raise TypeError(
+            f"optimizer={chosen!r} must be a factory (parameters, lr=…): {error}"
+        ) from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer={chosen!r} must make a torch.optim.Optimizer, got {type(made).__name__}"
+        )
+    check_optimizer(made, model)
+    return made
 
 
 def _pair(name: str, data: Any) -> tuple[Tensor, Tensor]:
@@ -72,6 +88,10 @@ def _pair(name: str, data: Any) -> tuple[Tensor, Tensor]:
     if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
         raise TypeError(
             f"{name} must be a pair of tensors, got {type(x).__name__} and {type(y).__name__}"
+        )
+    if not (x.ndim and y.ndim):
+        raise ValueError(
+            f"{name} must be tensors [n, ...], got shapes {list(x.shape)} and {list(y.shape)}"
         )
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"{name} must pair inputs with targets, got {len(x)} and {len(y)}")
@@ -110,15 +130,45 @@ class _Bar:
             self.bar.stop()
 
 
+def _outputs(model: nn.Module, name: str, inputs: Tensor) -> Any:
+    try:
+        return model(inputs)
+    except _MISFITS as error:
+        raise ValueError(
+            f"{name}: model={type(model).__name__} failed on inputs of shape {list(inputs.shape)}, "
+            f"{inputs.dtype}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _loss(loss_fn: LossFunction, name: str, outputs: Any, targets: Tensor) -> Tensor:
+    try:
+        loss = loss_fn(outputs, targets)
+    except _MISFITS as error:
+        shown = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"{name}: loss_fn failed on outputs {shown} and targets {list(targets.shape)}, "
+            f"{targets.dtype}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss_fn must return a torch tensor, got {type(loss).__name__} {loss!r}")
+    if loss.ndim > 1:
+        raise ValueError(
+            "loss_fn must return a scalar, or a vector with one loss a network; "
+            f"got shape {list(loss.shape)}"
+        )
+    return loss
+
+
 @torch.no_grad()
 def _evaluate(model: nn.Module, data: tuple[Tensor, Tensor], loss_fn: LossFunction) -> tuple:
     model.eval()
-    outputs = model(data[0])
+    outputs = _outputs(model, "test", data[0])
     model.train()
-    hits = None
-    if not data[1].is_floating_point() and data[1].ndim == 1 and outputs.ndim in (2, 3):
+    loss = _loss(loss_fn, "test", outputs, data[1]).double().numpy()
+    hits, classes = None, not data[1].is_floating_point() and data[1].ndim == 1
+    if classes and isinstance(outputs, Tensor) and outputs.ndim in (2, 3):
         hits = (outputs.argmax(-1) == data[1]).double().mean(-1).numpy()
-    return loss_fn(outputs, data[1]).double().numpy(), hits
+    return loss, hits
 
 
 def fit(
@@ -161,8 +211,11 @@ def fit(
         The history, in float64 arrays.
 
     Raises:
-        ValueError: sizes or numbers that cannot be meant, an unknown optimizer.
-        TypeError: data that are not pairs of tensors.
+        ValueError: sizes or numbers that cannot be meant, an unknown optimizer, a model without
+            parameters to train or one that the optimizer does not hold, and whatever the model or
+            the loss function raises on the data, chained, with their shapes.
+        TypeError: data that are not pairs of tensors, a model that is no module, a loss function
+            that is none or returns no tensor.
 
     Examples:
         >>> x = torch.linspace(-1, 1, 20)[:, None]
@@ -171,52 +224,61 @@ def fit(
         >>> round(line.weight.item(), 4), history.losses.shape
         (3.0, (50,))
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r} is not an nn.Module")
+    called = callable(loss_fn) and not isinstance(loss_fn, type)
+    if not called:  # a class such as MSELoss would make a module from outputs and targets
+        raise TypeError(
+            f"loss_fn={loss_fn!r} is not a loss function; expected loss_fn(outputs, targets), as "
+            "torch.nn.functional.mse_loss or torch.nn.MSELoss() is"
+        )
     x, y = _pair("data", data)
     test = None if test is None else _pair("test", test)
-    batch_size = len(x) if batch_size is None else batch_size
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    stepper = _optimizer(optimizer, model, lr)
-    shuffle = torch.Generator().manual_seed(seed)
+    epochs = _checks.whole("epochs", epochs)
+    batch_size = len(x) if batch_size is None else _checks.whole("batch_size", batch_size)
+    shuffle = torch.Generator().manual_seed(_checks.seed("seed", seed))
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise ValueError(f"model={type(model).__name__} has no parameter that requires a gradient")
+    stepper = _optimizer(optimizer, model, lr)
     losses: list[np.ndarray] = []
     tests: list[tuple] = []
     rms: dict[str, list[float]] = {name: [] for name in named} if gradients else {}
     diverged = None
     was_training = model.training
     model.train()
-    with _Bar(progress, epochs) as report:
-        for epoch in range(1, epochs + 1):
-            total: Any = 0.0
-            squares = dict.fromkeys(rms, 0.0)
-            batches = torch.randperm(len(x), generator=shuffle).split(batch_size)
-            for batch in batches:
-                loss = loss_fn(model(x[batch]), y[batch])
-                if loss.ndim > 1:
-                    raise ValueError(
-                        "loss_fn must return a scalar, or a vector with one loss a network; "
-                        f"got shape {list(loss.shape)}"
-                    )
-                if not loss.isfinite().all():
-                    diverged = epoch
+    try:
+        with _Bar(progress, epochs) as report:
+            for epoch in range(1, epochs + 1):
+                total: Any = 0.0
+                squares = dict.fromkeys(rms, 0.0)
+                batches = torch.randperm(len(x), generator=shuffle).split(min(batch_size, len(x)))
+                for batch in batches:
+                    loss = _loss(loss_fn, "data", _outputs(model, "data", x[batch]), y[batch])
+                    if not loss.requires_grad:
+                        raise ValueError(
+                            "loss_fn must depend on the outputs; its value carries no gradient"
+                        )
+                    if not loss.isfinite().all():
+                        diverged = epoch
+                        break
+                    stepper.zero_grad()
+                    loss.sum().backward()
+                    for name in squares:
+                        if (gradient := named[name].grad) is not None:
+                            squares[name] += gradient.double().square().mean().item()
+                    stepper.step()
+                    total = total + len(batch) / len(x) * loss.detach().double().numpy()
+                if diverged:
                     break
-                stepper.zero_grad()
-                loss.sum().backward()
-                for name in squares:
-                    if (gradient := named[name].grad) is not None:
-                        squares[name] += gradient.double().square().mean().item()
-                stepper.step()
-                total = total + len(batch) / len(x) * loss.detach().double().numpy()
-            if diverged:
-                break
-            losses.append(np.asarray(total))
-            for name, square in squares.items():
-                rms[name].append((square / len(batches)) ** 0.5)
-            if test is not None:
-                tests.append(_evaluate(model, test, loss_fn))
-            report(epoch, float(np.mean(total)))
-    model.train(was_training)
+                losses.append(np.asarray(total))
+                for name, square in squares.items():
+                    rms[name].append((square / len(batches)) ** 0.5)
+                if test is not None:
+                    tests.append(_evaluate(model, test, loss_fn))
+                report(epoch, float(np.mean(total)))
+    finally:
+        model.train(was_training)
     classified = bool(tests) and tests[0][1] is not None
     return History(
         losses=np.array(losses, dtype=float),

@@ -1,8 +1,10 @@
 """Who may import whom, how long a module may be, and what `import stabilitykit` brings along."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,14 @@ import stabilitykit
 
 PACKAGE = Path(stabilitykit.__file__).parent
 MODULES = sorted(PACKAGE.glob("*.py"))
+PROJECT = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ENGINE = sorted((PACKAGE.parent / "scripts" / "pages").glob("*.py"))
 LONGEST = 300
 HEAVY = ("matplotlib", "sklearn", "pandas")
+
+# Where an import and what brings it differ in name, and what only an extra brings.
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "torch.utils.tensorboard": "tensorboard"}
+OPTIONAL = {"pandas": "dev", "tensorboard": "dev"}
 
 # The public modules that each public module may import. Modules with a leading underscore serve
 # all, and import none of these.
@@ -91,6 +98,54 @@ def _submodules_only(source: str) -> bool:
 def engine_faults(source: str) -> list[str]:
     """What a module of the page engine imports that would tie it to one site generator."""
     return [name for name in sorted(imported(source)) if name.split(".")[0].startswith("mkdocs")]
+
+
+def undeclared(source: str, project: dict) -> list[str]:
+    """Which distributions the source needs that neither the dependencies nor OPTIONAL name."""
+    extras = project["optional-dependencies"]
+    declared = {_name(line) for line in project["dependencies"]}
+    declared |= {
+        name for name, extra in OPTIONAL.items() if name in map(_name, extras.get(extra, []))
+    }
+    needed = set()
+    for name in imported(source):
+        root = name.partition(".")[0]
+        needed |= {DISTRIBUTIONS[name]} if name in DISTRIBUTIONS else set()
+        if root not in sys.stdlib_module_names and root != "stabilitykit":
+            needed.add(DISTRIBUTIONS.get(root, root))
+    return sorted(needed - declared)
+
+
+def _name(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement)[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_each_module_imports_what_is_declared(path):
+    assert undeclared(path.read_text(encoding="utf-8"), PROJECT) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "missing"),
+    [
+        ("import tqdm", ["tqdm"]),
+        ("def f():\n    from packaging.version import Version", ["packaging"]),
+        ("from torch.utils.tensorboard import SummaryWriter", ["tensorboard", "torch"]),
+        ("import torch, sklearn.datasets, os, stabilitykit._checks", ["scikit-learn", "torch"]),
+        ("from . import _checks\nfrom .gains import gain", []),
+        ("import pandas", ["pandas"]),
+    ],
+)
+def test_what_is_not_declared_is_found(source, missing):
+    bare = {"dependencies": [], "optional-dependencies": {"dev": []}}
+    assert undeclared(source, bare) == missing
+
+
+def test_every_dependency_is_imported():
+    names = {name for path in MODULES for name in imported(path.read_text(encoding="utf-8"))}
+    names |= {name.partition(".")[0] for name in names}
+    used = {DISTRIBUTIONS.get(name, name) for name in names}
+    assert {_name(line) for line in PROJECT["dependencies"]} | set(OPTIONAL) <= used
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)

@@ -1,12 +1,14 @@
 """Set-up from a fresh clone: its refusals in one line, and what an interruption leaves."""
 
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -271,3 +273,16 @@ def test_help_lists_every_target():
     assert done.returncode == 0
     listed = {line.split()[1] for line in done.stdout.splitlines()}
     assert {"serve", "test", "site", "update", "figures", "lint", "clean", "help"} <= listed
+
+
+def test_all_that_is_installed_by_name_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = sum(project["optional-dependencies"].values(), project["dependencies"])
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {plain(pin) for pin in pins if re.fullmatch(r"[\w.-]+==[\w.]+", pin)}
+    assert {plain(line) for line in asked} - pinned == set()
+
+
+def plain(requirement):
+    """The name of a requirement, spelt as package indexes compare names."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()

@@ -57,6 +57,8 @@ def test_a_linear_function_has_no_curvature():
         ),
         ({"point": "here"}, TypeError, "point must hold numbers, got 'here'"),
         ({"vector": "up"}, TypeError, "vector must hold numbers, got 'up'"),
+        ({"point": [1j, 2.0]}, TypeError, r"point must hold numbers, got \[1j, 2.0\]"),
+        ({"vector": torch.tensor([1j, 2.0])}, TypeError, "vector must hold numbers, got tensor"),
         ({"function": lambda x: x}, ValueError, r"it returned shape \[2\]"),
         ({"function": lambda x: 1.0}, TypeError, "must return a torch tensor, got float 1.0"),
         ({"function": lambda x: x.detach().sum()}, ValueError, "carries no gradient"),

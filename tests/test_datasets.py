@@ -1,5 +1,6 @@
 """The data sets: their law, their split, and that no pixel turns into NaN."""
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -75,11 +76,35 @@ def test_every_class_is_in_both_parts_of_any_seed():
         (lambda: polynomial_regression(2.5), "n must be .*, got 2.5"),
         (lambda: polynomial_regression(5, noise=-1), "noise must be .* at least 0, got -1"),
         (lambda: polynomial_regression(5, noise=float("nan")), "noise must be .*, got nan"),
-        (lambda: digits(test_fraction=0), "test_fraction must lie between 0 and 1, got 0"),
-        (lambda: digits(test_fraction=1.5), "test_fraction must lie .*, got 1.5"),
+        (lambda: digits(test_fraction=0), "test_fraction must be a number between 0 and 1, got 0"),
+        (lambda: digits(test_fraction=1.5), "test_fraction must be .*, got 1.5"),
         (lambda: digits(test_fraction=1e-6), "test_fraction=1e-06 leaves one part without images"),
+        (lambda: digits(seed=1.5), "seed must be a whole number .*, got 1.5"),
+        (lambda: polynomial_regression(5, seed=2**64), "seed must be .*, got 18446744073709551616"),
     ],
 )
 def test_bad_input_is_named(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: polynomial_regression("a"), "n must be .*, got 'a'"),
+        (lambda: polynomial_regression(True), "n must be .*, got True"),
+        (lambda: polynomial_regression(5, noise="a"), "noise must be .* at least 0, got 'a'"),
+        (lambda: polynomial_regression(5, seed="a"), "seed must be a whole number .*, got 'a'"),
+        (lambda: digits(test_fraction="a"), "test_fraction must be .* 0 and 1, got 'a'"),
+        (lambda: digits(seed=None), "seed must be a whole number .*, got None"),
+    ],
+)
+def test_bad_kinds_of_input_are_named(call, text):
+    with pytest.raises(TypeError, match=text):
+        call()
+
+
+@pytest.mark.parametrize("seed", [np.int64(7), torch.tensor(7), -(2**63), 2**64 - 1])
+def test_seeds_of_numpy_and_torch_and_at_the_ends(seed):
+    x, _ = polynomial_regression(3, noise=np.float32(0.5), seed=seed)
+    assert torch.equal(x, torch.randn(3, 2, generator=torch.Generator().manual_seed(int(seed))))

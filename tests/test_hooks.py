@@ -274,6 +274,15 @@ PAGE = "room/page.md"
     [
         (PAGE, "#> 0.5", "#> 0.7", 10, "printed '0.5', expected '0.7'"),
         (PAGE, "assert half < 1", "assert half > 1", 13, "AssertionError"),
+        (PAGE, "```python\nfig", "```python title='a'\nfig", 23, "pytest-codeblocks skips the"),
+        (PAGE, "| a | b |", "<!--pytest-codeblocks:cont-->\n\n| a | b |", 29, "stray cont: no "),
+        (
+            PAGE,
+            "half = 1 / 2",
+            "import stabilitykit as sk; half = sk.gain('tahn').forward",
+            8,
+            "\n    raised at stabilitykit/_activations.py:",
+        ),
         (PAGE, 'alt="A line up to one half."', 'alt=""', 27, "this figure has no alt text"),
         (PAGE, "and `0.5`", "and `0.6`", 16, "the number `0.6` is printed nowhere"),
         (PAGE, "$\\sigma_w^2$", "$\\sgima_w^2$", 16, "Undefined control sequence: \\sgima"),
@@ -292,9 +301,10 @@ def test_a_corrupted_page_fails_the_build_and_names_the_line(
 ):
     assert old in PAGES[page]
     said = refused(PAGES | {page: PAGES[page].replace(old, new)})
-    told = [row for row in said.splitlines() if f"docs/{page}:{line}: " in row]
+    # a message goes on in indented lines
+    told = re.findall(rf"docs/{re.escape(page)}:{line}: .*(?:\n    .*)*", said)
     assert told, said
-    assert any(message in row for row in told), told
+    assert any(message in problem for problem in told), told
 
 
 def test_the_line_is_that_of_the_fault_not_of_its_likes(refused):

@@ -2,7 +2,9 @@
 
 import copy
 import io
+import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -86,6 +88,12 @@ def test_an_ensemble_leaves_the_global_generator_alone():
         ([2], "relu", ValueError, r"widths must be at least two positive .*, got \[2\]"),
         ([2, 0, 1], "relu", ValueError, r"got \[2, 0, 1\]"),
         ([2, 2.5, 1], "relu", ValueError, r"got \[2, 2.5, 1\]"),
+        ([2, True], "relu", ValueError, r"widths must be .*, got \[2, True\]"),
+        (5, "relu", TypeError, "widths must be at least two positive whole numbers, .*, got 5"),
+        ("23", "relu", TypeError, "widths must be .*, got '23'"),
+        (torch.tensor(3), "relu", TypeError, r"widths must be .*, got tensor\(3\)"),
+        ([2, 3], "threshold", TypeError, "activation=threshold needs options"),
+        ([2, 3], nn.Threshold, TypeError, "activation=Threshold needs options"),
         ([2, 3], "tahn", ValueError, "'tahn'.*did you mean 'tanh'"),
         ([2, 3], 7, TypeError, "activation must be .*, got 7"),
     ],
@@ -95,7 +103,37 @@ def test_bad_input_is_named(make, widths, activation, error, text):
         make(widths, activation)
 
 
-@pytest.mark.parametrize("seeds", [0, [], 2.5, None, True])
+@pytest.mark.parametrize(
+    "seeds", [0, -1, [], 2.5, None, True, "ab", "12", b"12", torch.tensor(1.0)]
+)
 def test_no_seeds(seeds):
-    with pytest.raises(ValueError, match=r"seeds must be a positive count or a list of seeds, got"):
+    text = f"seeds must be a positive count or a list of seeds, got {seeds!r}"
+    with pytest.raises(ValueError, match=re.escape(text) + "$"):
         Ensemble([2, 3], "relu", seeds)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "error", "text"),
+    [
+        ([0, 1.5], ValueError, r"seeds\[1\] must be a whole number .*, got 1.5"),
+        ([2**64], ValueError, r"seeds\[0\] must be .*, got 18446744073709551616"),
+        (["a"], TypeError, r"seeds\[0\] must be .*, got 'a'"),
+        ([True], TypeError, r"seeds\[0\] must be .*, got True"),
+    ],
+)
+def test_bad_seeds_are_named(seeds, error, text):
+    with pytest.raises(error, match=text):
+        Ensemble([2, 3], "relu", seeds)
+
+
+@pytest.mark.parametrize("seeds", [(3, 4), range(3, 5), np.array([3, 4]), torch.tensor([3, 4])])
+def test_seeds_of_any_kind_of_list(seeds):
+    expected = Ensemble([2, 3], "relu", [3, 4])
+    assert torch.equal(Ensemble([2, 3], "relu", seeds).weights[0], expected.weights[0])
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 4, 2), (4,), (1, 3, 4, 2)])
+def test_inputs_that_do_not_fit_an_ensemble_are_named(shape):
+    text = r"inputs must have shape \[batch, 2\] or \[3, batch, 2\], got "
+    with pytest.raises(ValueError, match=text + re.escape(str(list(shape)))):
+        Ensemble([2, 1], "relu", 3)(torch.ones(shape))

@@ -198,6 +198,27 @@ def flat(ax, **changed):
         (lambda ax: plots.measurement(ax, [1], [[1]], spread="iqr"), "percentiles, got 'iqr'"),
         (lambda ax: plots.profile(ax, None, [1, 2]), r"\[seeds, layers\], got \[2\]"),
         (lambda ax: plots.profile(ax, [1], [[1, 2]]), "predicted must be 1-D of length 2"),
+        (
+            lambda ax: plots.measurement(ax, [1], [[1]], spread=(5, 101)),
+            r"spread\[1\] must be a percentile from 0 to 100, got 101",
+        ),
+        (
+            lambda ax: plots.profile(ax, None, [[1, 2]], every=-1),
+            "every must be a whole number of at least 1, got -1",
+        ),
+        (lambda ax: flat(ax, levels=2.5), "levels must be a whole number .*, got 2.5"),
+        (lambda ax: flat(ax, levels=0), "levels must be a whole number of at least 1, got 0"),
+        (lambda ax: flat(ax, levels=[np.nan]), r"levels must be .* finite heights, got \[nan\]"),
+        (lambda ax: flat(ax, xlim=(0, np.inf)), r"xlim must be .*, got \(0, inf\)"),
+        (lambda ax: flat(ax, function=lambda v: 1.0), r"function must map .* into float"),
+        (
+            lambda ax: flat(ax, function=float),
+            r"function failed on points of shape \[100, 100, 2\]",
+        ),
+        (
+            lambda ax: plots.svg(lambda ax: None, {"font.sizes": 9}),
+            r"style must hold rcParams by name, got \['font.sizes'\]",
+        ),
         (lambda ax: plots.violins(ax, {}), "at least one named array, got {}"),
         (lambda ax: plots.violins(ax, {"a": [np.nan]}), r"groups\['a'\] has no finite value"),
         (lambda ax: flat(ax, xlim=(1, -1)), r"xlim must be an increasing pair .*, got \(1, -1\)"),
@@ -208,3 +229,50 @@ def flat(ax, **changed):
 def test_bad_input_is_named(ax, draw, text):
     with pytest.raises(ValueError, match=text):
         draw(ax)
+
+
+@pytest.mark.parametrize(
+    ("draw", "text"),
+    [
+        (lambda ax: plots.prediction([1, 2], [1, 2], ax), r"ax must be .* axes, got \[1, 2\]"),
+        (lambda ax: plots.contours(None, bowl, (-1, 1), (-1, 1)), "ax must be .*, got None"),
+        (lambda ax: plots.prediction(ax, "ab", [1]), "x must hold real numbers, got 'ab'"),
+        (lambda ax: plots.prediction(ax, [1], ["1"]), r"y must hold real numbers, got \['1'\]"),
+        (lambda ax: plots.prediction(ax, [1], [1j]), r"y must hold real numbers, got \[1j\]"),
+        (lambda ax: plots.prediction(ax, [10**400], [1]), r"x must hold real numbers, got \[1000"),
+        (lambda ax: plots.measurement(ax, [1], [[1], [2, 3]]), "samples must hold real numbers"),
+        (lambda ax: plots.profile(ax, None, "ab"), "samples must hold real numbers, got 'ab'"),
+        (lambda ax: plots.profile(ax, "ab", [[1]]), "predicted must hold real numbers, got 'ab'"),
+        (
+            lambda ax: plots.measurement(ax, [1], [[1]], spread=("a", 95)),
+            r"spread\[0\] must be a percentile from 0 to 100, got 'a'",
+        ),
+        (lambda ax: plots.profile(ax, None, [[1]], every="a"), "every must be .*, got 'a'"),
+        (lambda ax: plots.violins(ax, [1.0]), r"groups must hold values by name, got \[1.0\]"),
+        (
+            lambda ax: plots.violins(ax, {"a": "b"}),
+            r"groups\['a'\] must hold real numbers, got 'b'",
+        ),
+        (lambda ax: flat(ax, function=None), "function must be callable, got None"),
+        (lambda ax: flat(ax, xlim="ab"), "xlim must hold real numbers, got 'ab'"),
+        (lambda ax: flat(ax, levels="ab"), "levels must hold real numbers, got 'ab'"),
+        (
+            lambda ax: flat(ax, paths=[[1, 2]]),
+            r"paths must hold descents by name, got \[\[1, 2\]\]",
+        ),
+        (lambda ax: flat(ax, paths={"p": "ab"}), r"paths\['p'\] must hold real numbers, got 'ab'"),
+        (lambda ax: plots.svg(None, {}), "draw must be a callable on axes, got None"),
+        (lambda ax: plots.svg(lambda ax: None, None), "style must hold rcParams by name, got None"),
+        (lambda ax: plots.svg(lambda ax: None, {}, 3), "name must be a text, got 3"),
+    ],
+)
+def test_bad_kinds_of_input_are_named(ax, draw, text):
+    with pytest.raises(TypeError, match=text):
+        draw(ax)
+
+
+def test_levels_in_any_order_and_numbers_in_any_list(ax):
+    flat(ax, levels=[4.0, 1.0, 4.0])
+    assert list(ax.collections[0].levels) == [1, 4]
+    plots.prediction(ax, [torch.tensor(1.0), torch.tensor(2.0)], (np.float32(3), 4))
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[1, 3], [2, 4]])

@@ -199,12 +199,112 @@ def test_silent_unless_asked_or_at_a_terminal(capsys, monkeypatch):
         ),
         ({"test": (torch.ones(3, 2), torch.ones(2, 1))}, ValueError, "test must .*, got 3 and 2"),
         ({"loss_fn": lambda o, t: o - t}, ValueError, r"loss_fn must return .* shape \[30, 1\]"),
+        ({"model": "m"}, TypeError, "model='m' is not an nn.Module"),
+        ({"model": nn.Flatten()}, ValueError, "model=Flatten has no parameter that requires"),
+        (
+            {"model": network().requires_grad_(False)},
+            ValueError,
+            "model=MLP has no parameter that requires a gradient",
+        ),
+        ({"lr": "a"}, TypeError, "lr must be a positive finite number, got 'a'"),
+        ({"lr": True}, TypeError, "lr must be a positive finite number, got True"),
+        ({"lr": 10**400}, ValueError, "lr must be a positive finite number, got 1000"),
+        ({"epochs": "a"}, TypeError, "epochs must be a whole number of at least 1, got 'a'"),
+        ({"epochs": True}, TypeError, "epochs must be .*, got True"),
+        ({"seed": "a"}, TypeError, "seed must be a whole number .*, got 'a'"),
+        ({"seed": 1.5}, ValueError, "seed must be a whole number .*, got 1.5"),
+        ({"seed": 2**64}, ValueError, "seed must be .* to 2\\*\\*64 - 1, got 18446744073709551616"),
+        ({"loss_fn": None}, TypeError, r"loss_fn=None is .*; expected loss_fn\(outputs, targets\)"),
+        ({"loss_fn": "mse"}, TypeError, "loss_fn='mse' is not a loss function"),
+        ({"loss_fn": nn.MSELoss}, TypeError, "loss_fn=<class .*MSELoss.*> is not a loss function"),
+        (
+            {"loss_fn": lambda o, t: 1.0},
+            TypeError,
+            "loss_fn must return a torch tensor, got float 1.0",
+        ),
+        (
+            {"loss_fn": lambda o, t: (o - t).detach().square().mean()},
+            ValueError,
+            "loss_fn must depend on the outputs; its value carries no gradient",
+        ),
+        (
+            {"data": (torch.ones(6, 3), torch.ones(6, 1))},
+            ValueError,
+            r"data: model=MLP failed on inputs of shape \[6, 3\], torch.float32: .*mat1 and mat2",
+        ),
+        (
+            {"data": (torch.ones(6, 2).double(), torch.ones(6, 1))},
+            ValueError,
+            r"data: model=MLP failed on inputs of shape \[6, 2\], torch.float64: ",
+        ),
+        (
+            {"data": (torch.ones(6, 2), torch.ones(6, 4)), "loss_fn": lambda o, t: (o @ t).mean()},
+            ValueError,
+            r"data: loss_fn failed on outputs \[6, 1\] and targets \[6, 4\], torch.float32: ",
+        ),
+        (
+            {"test": (torch.ones(6, 3), torch.ones(6, 1))},
+            ValueError,
+            r"test: model=MLP failed on inputs of shape \[6, 3\]",
+        ),
+        (
+            {"data": (torch.tensor(1.0), torch.ones(1))},
+            ValueError,
+            r"data must be tensors \[n, ...\], got shapes \[\] and \[1\]",
+        ),
+        (
+            {"optimizer": lambda parameters, lr: None},
+            TypeError,
+            "optimizer=.* must make a torch.optim.Optimizer, got NoneType",
+        ),
+        (
+            {"optimizer": nn.Linear},
+            TypeError,
+            r"optimizer=.*Linear.* must be a factory \(parameters, lr=…\): .*'lr'",
+        ),
+        (
+            {"optimizer": torch.optim.SGD(network().parameters(), lr=0.1), "lr": None},
+            ValueError,
+            "optimizer holds none of the model's parameters",
+        ),
+        ({"optimizer": torch.optim.LBFGS}, ValueError, "optimizer=LBFGS needs a closure"),
     ],
 )
 def test_bad_input_is_named(changed, error, text):
     arguments = {"data": data(), "loss_fn": mse_loss, "lr": 0.1, "epochs": 1} | changed
     with pytest.raises(error, match=text):
-        fit(network(), **arguments)
+        fit(arguments.pop("model", network()), **arguments)
+
+
+def test_what_the_model_raised_stays_in_the_chain():
+    with pytest.raises(ValueError, match="mat1 and mat2") as raised:
+        fit(network(), (torch.ones(6, 3), torch.ones(6, 1)), loss_fn=mse_loss, lr=0.1, epochs=1)
+    assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+def test_a_batch_may_be_larger_than_any_data():
+    ends = []
+    for size in (None, 2**70):
+        model = network()
+        fit(model, data(), loss_fn=mse_loss, lr=0.1, epochs=2, batch_size=size)
+        ends.append(weights(model))
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, StopAsyncIteration])
+@pytest.mark.parametrize("where", ["data", "test"])
+def test_the_mode_is_kept_when_something_stops_the_training(training, stop, where):
+    model = network().train(training)
+
+    def loss_fn(output, target):
+        if len(target) == {"data": 30, "test": 9}[where]:
+            raise stop
+        return mse_loss(output, target)
+
+    with pytest.raises(stop):
+        fit(model, data(), loss_fn=loss_fn, lr=0.1, epochs=1, test=data(n=9))
+    assert all(part.training is training for part in model.modules())
 
 
 def test_an_instance_brings_its_own_learning_rate():

@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
@@ -65,26 +67,35 @@ def test_contents(wheel):
     assert "stabilitykit/py.typed" in names
 
 
-def test_requires_nothing_of_development(wheel):
+def test_requires_what_is_declared_and_nothing_of_development(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith("METADATA"))
-        lines = archive.read(name).decode().splitlines()
-    needed = [x for x in lines if x.startswith("Requires-Dist") and "extra ==" not in x]
-    assert len(needed) == 6
-    assert not any("mkdocs" in line or "pytest" in line for line in needed)
-    assert "Requires-Python: >=3.11" in lines
+        metadata = Parser().parsestr(archive.read(name).decode())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert sorted(needed) == sorted(project["dependencies"])
+    names = {line.partition(">=")[0] for line in needed}
+    assert names == {"torch", "numpy", "scipy", "matplotlib", "scikit-learn", "rich"}
+    assert set(metadata.get_all("Provides-Extra")) == set(project["optional-dependencies"])
+    assert metadata["Requires-Python"] == project["requires-python"] == ">=3.11"
 
 
 def test_smoke(python, tmp_path):
     script = """
 import json, sys
+import torch
 import stabilitykit as sk
 loaded = sorted({"matplotlib", "pandas", "sklearn", "scripts"} & set(sys.modules))
 data = sk.digits()
 model = sk.MLP([64, 16, 10], "relu")
+batch = data.train_x[:64], data.train_y[:64]
+deep = sk.MLP([64] + [32] * 12 + [10], "sigmoid")
+diagnosis = sk.diagnose(deep, batch, torch.nn.functional.cross_entropy)
+drawn = sk.plots.svg(lambda ax: sk.plots.prediction(ax, [1, 2], [3, 4], "a line"), {})
 print(json.dumps({
     "file": sk.__file__, "loaded": loaded, "relu": sk.gain("relu").forward,
-    "outputs": list(model(data.test_x).shape), "path": sys.path,
+    "outputs": list(model(data.test_x).shape), "path": sys.path, "drawn": drawn,
+    "findings": [finding.code for finding in diagnosis.findings], "report": diagnosis.to_json(),
 }))
 """
     said = json.loads(run(python, "-I", "-c", script, cwd=tmp_path))
@@ -94,3 +105,13 @@ print(json.dumps({
     assert said["loaded"] == []
     assert said["relu"] == pytest.approx(math.sqrt(2), abs=1e-12)
     assert said["outputs"] == [539, 10]
+    assert said["drawn"].count("<svg") == 1
+    assert "vanishing-gradient" in said["findings"]
+    report = json.loads(said["report"])
+    assert [finding["code"] for finding in report["findings"]] == said["findings"]
+
+
+def test_the_command_line_answers(python, tmp_path):
+    help_text = run(python, "-I", "-m", "stabilitykit", "--help", cwd=tmp_path)
+    assert help_text.startswith("usage: python -m stabilitykit")
+    assert "diagnose" in help_text
