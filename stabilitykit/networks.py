@@ -180,13 +180,13 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [networks, batch, out] for inputs [batch, in] or [networks, batch, in]."""
         networks, _, width = self.weights[0].shape
-        if not (x.ndim in (2, 3) and x.shape[-1] == width and x.shape[:-2] in ((), (networks,))):
+        leading = x.shape[:-2] in ((), (1,), (networks,))
+        if not (leading and x.ndim >= 2 and x.shape[-1] == width):
             raise ValueError(
                 f"inputs must have shape [batch, {width}] or [{networks}, batch, {width}], "
                 f"got {list(x.shape)}"
             )
-        if x.ndim == 2:
-            x = x.expand(networks, *x.shape)
+        x = x.expand(networks, *x.shape[-2:])
         last = len(self.weights) - 1
         biases = self.biases or [None] * (last + 1)
         for layer, (weight, bias) in enumerate(zip(self.weights, biases, strict=True)):

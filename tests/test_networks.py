@@ -73,6 +73,12 @@ def test_an_ensemble_takes_one_batch_a_network():
     torch.testing.assert_close(many(x)[1], many(x[1])[1])
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_batch_serves_all_networks(bias):
+    many, x = Ensemble([2, 4, 1], "tanh", seeds=3, bias=bias), torch.randn(6, 2)
+    assert torch.equal(many(x[None]), many(x))
+
+
 def test_an_ensemble_leaves_the_global_generator_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
