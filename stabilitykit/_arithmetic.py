@@ -125,4 +125,6 @@ def _dropout(
 @rule("detach")
 def _detached(tape: Tape, out: Tensor, x: Any) -> State | None:
     state = tape.of(x)
-    return None if state is None else State(state.square, state.law, known=state.known)
+    if state is None:
+        return None
+    return State(state.square, state.law, known=state.known, space=state.space)

@@ -236,8 +236,8 @@ def _product(tape: Tape, out: Tensor, a: Any, b: Any, *, function: Any) -> State
     if function.__name__ == "rmatmul" or left is None or b.dim() < 2 or a.dim() < 1:
         return None
     if right is None:
-        if not b.requires_grad:
-            return None  # no weight
+        if not b.requires_grad or tape.turned(a, b, -2):
+            return None  # no weight, or one that is not independent of a
         return weighted(
             tape, left, out, lambda f: f.sum(-1, keepdim=True).expand(out.shape), b, None
         )

@@ -61,3 +61,10 @@ def named(function: Any, name: str) -> Any:
 
     call.__name__ = name
     return call
+
+
+def writes(function: Any, name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether a call works in place."""
+    raw = getattr(function, "__name__", "")
+    marked = (raw.endswith("_") and not raw.startswith("__")) or raw.startswith("__i")
+    return marked or bool(kwargs.get("inplace")) or "out" in kwargs or name == "setitem"

@@ -61,6 +61,8 @@ def _linear(
     state = tape.of(x)
     if state is None or tape.of(weight) is not None or id(weight) in tape.tables:
         return None  # a weight that is tied to an embedding is not independent of x
+    if tape.turned(x, weight, -1):
+        return None
 
     def spread(field: Field) -> Field:
         return field.sum(-1, keepdim=True).expand(out.shape)

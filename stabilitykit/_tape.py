@@ -30,6 +30,7 @@ class State:
         modelled: False where the square is a measured one.
         gradient: E[(∂/∂x)²] of the tensor's shape, after the way back.
         weights: how the gradient's square spreads over the law's atoms, mean 1; None if evenly.
+        pinned: whether the gradient is the measured one of all its readers.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class State:
         self.modelled = modelled
         self.gradient: Field | None = None
         self.weights: Tensor | None = None
+        self.pinned = False
 
     @classmethod
     def measured(cls, value: Tensor, *, known: bool = False, modelled: bool = True) -> State:
@@ -59,7 +61,7 @@ class State:
 
     def receive(self, gradient: Field | None, weights: Tensor | None = None) -> None:
         """Add a gradient's second moment; gradients of several readers are uncorrelated."""
-        if gradient is None:
+        if gradient is None or self.pinned:
             return
         if self.gradient is None:
             self.gradient, self.weights = gradient, weights
@@ -71,6 +73,11 @@ class State:
             other = one if weights is None else weights
             self.weights = _law.normalised(mine * here + other * there)
         self.gradient = self.gradient + gradient
+
+    def pin(self, gradient: Field | None) -> None:
+        """Take a measured gradient for that of all readers, known or not."""
+        if gradient is not None:
+            self.gradient, self.weights, self.pinned = gradient, None, True
 
 
 def compact(field: Field) -> Field:
@@ -115,6 +122,7 @@ class Tape:
         self._alive: list[Tensor] = []  # an id is unique only while its tensor lives
         self._constants: set[int] = set()
         self.tables: set[int] = set()  # ids of embeddings' weights
+        self._read: dict[int, tuple[int, list[Tensor]]] = {}  # by the memory of a weight
         self._back: list[Callable[[], None]] = []
         self._edges: list[Any] = []
         self.found: list[Tensor | None] = []
@@ -140,6 +148,47 @@ class Tape:
             and id(tensor) not in self._states
             and id(tensor) not in self._constants
         )
+
+    def turned(self, x: Tensor, weight: Tensor, dimension: int) -> bool:
+        """Whether x meets the transpose of a weight that was multiplied by before.
+
+        Then neither x nor the gradient there is independent of the weight.
+
+        Args:
+            x: what is multiplied.
+            weight: by what.
+            dimension: of the weight, over which is summed.
+        """
+        if weight.layout != torch.strided:
+            return False
+        place, stride = weight.untyped_storage().data_ptr(), weight.stride(dimension)
+        before, read = self._read.setdefault(place, (stride, []))
+        if before == stride:
+            read.append(x)
+            return False
+        edges = [(self._states[id(tensor)], self.watch(tensor)) for tensor in read]
+
+        def back() -> None:
+            for state, edge in edges:
+                state.pin(self.measured(edge))
+
+        self.step(back)
+        return True
+
+    def sources(self, tensor: Tensor) -> list[Tensor]:
+        """The nearest tensors with a state from which a tensor was computed out of sight."""
+        known = {t.grad_fn: t for t in self._alive if id(t) in self._states and t.grad_fn}
+        found, seen, waiting = [], set(), [tensor.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if node in known:
+                found.append(known[node])
+            else:
+                waiting += [below for below, _ in node.next_functions]
+        return found
 
     def step(self, back: Callable[[], None]) -> None:
         """Append what is done on the way back."""

@@ -22,6 +22,7 @@ from stabilitykit._functions import (
     WEIGHTED,
     named,
     plain_name,
+    writes,
 )
 from stabilitykit._hooks import kind as kind_of
 from stabilitykit._nested import replaced, tensors
@@ -55,6 +56,7 @@ class Trace(TorchFunctionMode):
         self._stack: list[nn.Module] = []
         self._numbers: dict[tuple[str, str], int] = {}
         self._elementwise = Elementwise()
+        self._aliases: set[int] = set()
 
     def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's output; inputs are seen as known."""
@@ -117,8 +119,8 @@ class Trace(TorchFunctionMode):
     def _check(self, tensor: Tensor, kind: str, layer: str | None = None) -> None:
         """A tensor that came from operations nobody saw is named and measured."""
         if self.tape.untraced(tensor) and tensor.is_floating_point():
-            self._miss(kind, layer)
-            self.tape.set(tensor, State.measured(tensor, modelled=False))
+            edges = [self._edge(source) for source in self.tape.sources(tensor)]
+            self._anchor(kind, edges, [tensor], False, layer)
 
     # Functions
 
@@ -130,9 +132,8 @@ class Trace(TorchFunctionMode):
         given = list(tensors((args, kwargs)))
         for tensor in given:
             self._check(tensor, f"what {name} reads")
-        first = given[0] if name in WEIGHTED and given else None
-        if first is not None and self.tape.of(first) is None and not first.requires_grad:
-            self.tape.set(first, State.measured(first, known=True))
+        if name in WEIGHTED and given and not self.tape.of(given[0]) and not given[0].requires_grad:
+            self.tape.set(given[0], State.measured(given[0], known=True))
         tracked = [t for t in given if self.tape.of(t) is not None]
         if not tracked and name != "embedding":
             out = func(*args, **kwargs)
@@ -140,19 +141,24 @@ class Trace(TorchFunctionMode):
                 if tensor.requires_grad and not tensor.is_leaf:
                     self.tape.constant(tensor)
             return out
-        raw = getattr(func, "__name__", "")
-        inplace = (raw.endswith("_") and not raw.startswith("__")) or raw.startswith("__i")
-        inplace = inplace or bool(kwargs.get("inplace")) or "out" in kwargs or name == "setitem"
+        inplace = writes(func, name, kwargs)
         rules = name in MOVES or name in RULES or name in ELEMENTWISE
-        if not inplace and (name in ISOLATED or not rules):
+        base = args[0]._base if inplace and args and isinstance(args[0], Tensor) else None
+        if base is not None and self.tape.of(base):  # whose other views are written, too
+            return self._write(name, func, args, kwargs, [base, *tracked])
+        # Gradients of functions of the same entries cross: these are measured together.
+        apart = len({id(s.space) for t in tracked if (s := self.tape.of(t))}) == len(tracked)
+        if not inplace and (name in ISOLATED or (apart and not rules)):
             args, kwargs = replaced(args, self._alias), replaced(kwargs, self._alias)
             tracked = [t for t in tensors((args, kwargs)) if self.tape.of(t) is not None]
         states = {id(t): self.tape.of(t) for t in tracked}
-        edges = [(self.tape.of(t), self.tape.watch(t)) for t in tracked] if not rules else None
+        edges = [self._edge(t) for t in tracked] if not rules else None
         known = all(s is not None and s.known for s in states.values())
         out = func(*args, **kwargs)
         made = [t for t in tensors(out) if t.is_floating_point()]
         if not made and name != "setitem":
+            if edges is not None and any(t.requires_grad for t in tensors(out)):
+                self._anchor(name, edges, [], known)  # complex numbers, such as a spectrum
             return out
         result: Any = None
         if known and name not in MOVES and name not in WEIGHTED and name != "embedding":
@@ -163,7 +169,7 @@ class Trace(TorchFunctionMode):
                 result = self._model(name, func, args, kwargs, out, tracked)
         if result is None:
             if edges is None:
-                edges = [(s, self._late(t)) for t, s in ((t, states[id(t)]) for t in tracked)]
+                edges = [(states[id(t)], *self._edge(t)[1:]) for t in tracked]
             self._anchor(name, edges, made or [args[0]], known)
         else:
             for tensor, state in zip(
@@ -176,8 +182,17 @@ class Trace(TorchFunctionMode):
                 self._call(self._layer, ACTIVATIONS[func], state)
         return out
 
-    def _late(self, tensor: Tensor) -> int | None:
-        return self.tape.watch(tensor)
+    def _edge(self, tensor: Tensor) -> tuple[State | None, int | None, bool]:
+        """A state, the number of its measured gradient, and whether that is of all its readers."""
+        return self.tape.of(tensor), self.tape.watch(tensor), id(tensor) not in self._aliases
+
+    def _write(self, name: str, func: Any, args: Any, kwargs: Any, read: list[Tensor]) -> Any:
+        """An operation that writes into a part of a tensor."""
+        edges = [self._edge(tensor) for tensor in read]
+        known = all(state is not None and state.known for state, *_ in edges)
+        out = func(*args, **kwargs)
+        self._anchor(name, edges, [read[0], args[0]], known)
+        return out
 
     def _within_activation(self) -> bool:
         module = self._stack[-1] if self._stack else None
@@ -190,6 +205,7 @@ class Trace(TorchFunctionMode):
             return tensor
         alias = tensor.view_as(tensor)
         self.tape.set(alias, state)
+        self._aliases.add(id(alias))
         return alias
 
     def _model(
@@ -254,16 +270,22 @@ class Trace(TorchFunctionMode):
 
         return moved(self.tape, state, out, move)
 
-    def _anchor(self, name: str, edges: list[Any], made: list[Tensor], known: bool) -> None:
+    def _anchor(
+        self, name: str, edges: list[Any], made: list[Tensor], known: bool, layer: str | None = None
+    ) -> None:
         """Not modelled: the moments behind it are measured ones, forward and back."""
         if not known:
-            self._miss(name)
+            self._miss(name, layer)
+        spaces = {id(state.space): state.space for state, *_ in edges}
+        space = spaces.popitem()[1] if len(spaces) == 1 else None  # perhaps of the same entries
         for tensor in made:
-            self.tape.set(tensor, State.measured(tensor, known=known, modelled=known))
+            state = State.measured(tensor, known=known, modelled=known)
+            state.space = space or state.space
+            self.tape.set(tensor, state)
 
         def back() -> None:
-            for state, edge in edges:
-                state.receive(self.tape.measured(edge))
+            for state, edge, whole in edges:
+                (state.pin if whole else state.receive)(self.tape.measured(edge))
 
         self.tape.step(back)
 

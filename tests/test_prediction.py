@@ -1,6 +1,7 @@
 """Predicted second moments against closed forms and against networks that are drawn anew."""
 
 import io
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -475,3 +476,69 @@ def test_the_table_lists_every_layer():
     text = console.export_text()
     assert "linear" in text
     assert "relu" in text
+
+
+def written_in_part(h, weight):
+    h = h * 1.0
+    h[:, :40].add_(1.0)
+    return h
+
+
+def cut_in_part(h, weight):
+    h = h * 1.0
+    functional.relu_(h[:, :40])
+    return h
+
+
+@contextmanager
+def outputs_of(*layers):
+    """What layers give inside the context, in the order of their calls."""
+    seen = []
+    handles = [layer.register_forward_hook(lambda *call: seen.append(call[-1])) for layer in layers]
+    yield seen
+    for handle in handles:
+        handle.remove()
+
+
+UNUSUAL = {
+    "written in part": written_in_part,
+    "cut in part": cut_in_part,
+    "detached": lambda h, weight: h.relu() + h.detach(),
+    "transposed weight": lambda h, weight: (h @ weight) @ weight.T,
+    "spectrum": lambda h, weight: torch.fft.ifft(2 * torch.fft.fft(h)).real,
+    "square": lambda h, weight: h * h,
+    "addcmul": lambda h, weight: torch.addcmul(h, h, h),
+    "lerp": lambda h, weight: torch.lerp(h, h.relu(), 0.3),
+    "skip over nothing but relu": lambda h, weight: h + h.relu(),
+    "straight through": lambda h, weight: h + (h.round() - h).detach(),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_what_is_not_modelled_is_named_and_measured_both_ways(name):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = (nn.Linear(128, 128) for _ in range(3))
+            self.weight = nn.Parameter(torch.randn(128, 128) / 128**0.5)
+
+        def forward(self, x):
+            return self.three(UNUSUAL[name](self.two(self.one(x)), self.weight))
+
+    ratios = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        model, x = Model(), torch.randn(64, 128)
+        prediction = sk.predict(model, x)
+        assert prediction.not_modelled
+        with outputs_of(model.one, model.two, model.three) as seen:
+            y = model(x)
+        signs = torch.randint(0, 2, y.shape).mul(2.0).sub(1)
+        slopes = torch.autograd.grad(y, seen, signs)
+        predicted = {r.layer: (r.forward, r.backward) for r in prediction.layers}
+        for layer, output, slope in zip(("one", "two", "three"), seen, slopes, strict=True):
+            measured = [float(t.detach().double().square().mean()) for t in (output, slope)]
+            ratios.append(torch.tensor(predicted[layer]) / torch.tensor(measured))
+    mean = torch.stack(ratios).view(8, 3, 2).mean(0)
+    # Three standard errors of eight draws where all samples share a mean, which has 128 weights.
+    assert torch.allclose(mean, torch.ones(3, 2), atol=3 * (2 / 128 / 8) ** 0.5), mean
