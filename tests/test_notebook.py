@@ -45,7 +45,7 @@ ax.plot([0, value])
 # %% [markdown]
 # <!--figure: name="a-line"
 # alt="A rising line."
-# caption="**It rises.** From nought."-->
+# caption="**It rises.** From [nought](../index.md)."-->
 #
 # <!--fold: Answers-->
 #
@@ -187,7 +187,7 @@ class TestNotebook:
         assert "#>" not in "".join(first["source"])
         figure = "".join(second["outputs"][0]["data"]["text/html"])
         assert 'aria-label="A rising line."' in figure
-        assert "<figcaption><strong>It rises.</strong> From nought.</figcaption>" in figure
+        assert "<figcaption><strong>It rises.</strong> From <a " in figure
         assert [c["execution_count"] for c in (first, second, third)] == [1, 2, 3]
 
     def test_same_bytes_every_time(self, built, tmp_path):
@@ -251,6 +251,7 @@ class TestClean:
     def test_links(self, built, html):
         made = clean(html, built, lambda target: target.replace(".md", "/"))
         assert 'href="../signal/gain/#table"' in made
+        assert 'href="../index/"' in made  # in the figure's caption
         assert 'href="#a-question"' in made
 
     def test_cells(self, built, html):

@@ -226,7 +226,7 @@ before = examine(patient)
 # multiplied by $\chi = \sigma_w^2\,\mathbb{E}[\mathrm{relu}'(z)^2] = \sigma_w^2/2$: the same factor, and
 # also that by which a small difference between two images changes. All three stay level for
 #
-# $$\boxed{\;\sigma_w^2 = 2,\quad \sigma_b^2 = 0,\qquad\text{a gain of } \sqrt{\sigma_w^2} = \sqrt 2.\;}$$
+# $$\boxed{\begin{aligned} \sigma_w^2 &= 2, \quad \sigma_b^2 = 0: \\ \text{a gain of } \sqrt{\sigma_w^2} &= \sqrt 2 \end{aligned}}$$
 #
 # Torch's default has $\sigma_w^2 = 1/3$, so $\chi = 1/6$. The report gives amplitudes, which are the roots
 # of mean squares: what differs at the tenth layer relative to the images, and what the gradient loses

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 
 import nbformat
@@ -60,8 +60,11 @@ def _cell(built: Built, number: int) -> nbformat.NotebookNode:
     return new_code_cell(code.strip(), outputs=outputs, execution_count=number + 1)
 
 
-def _html(figure: Figure) -> str:
+def _html(figure: Figure, link: Callable[[str], str] = lambda to: to) -> str:
     caption = markdown(figure.caption).removeprefix("<p>").removesuffix("</p>")
+    caption = re.sub(
+        r'(?<= href=")[^"]*', lambda target: escape(link(unescape(target[0]))), caption
+    )
     return (
         f'<figure class="sk-figure" id="figure-{figure.name}">'
         '<div class="sk-plot" tabindex="0" role="group" aria-label="Figure, scrollable">'
@@ -95,7 +98,7 @@ def clean(html: str, built: Built | None, link: Callable[[str], str] = lambda to
     made = "\n".join(parts)
     for figure in built.figures if built else ():
         # As it was written: an HTML parser spells the SVG's names its own way.
-        made = made.replace(_placeholder(f"figure {figure.name}"), _html(figure))
+        made = made.replace(_placeholder(f"figure {figure.name}"), _html(figure, link))
     made = made.replace(_placeholder("fold end"), "</details>")
     return _OPENING.sub(r"<details><summary>\1</summary>", made)
 
