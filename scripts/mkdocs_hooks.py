@@ -318,7 +318,8 @@ def on_post_build(*, config) -> None:
             _write(site / PurePosixPath(file.dest_uri).parent / offered, content)
         for figure in built.figures:
             _write(site / _figures(file) / f"{figure.name}.svg", figure.svg)
-            _write(site / _figures(file) / f"{figure.name}.png", figure.png)
+            if figure.png:
+                _write(site / _figures(file) / f"{figure.name}.png", figure.png)
     index = json.dumps({"docs": _site.sections}, ensure_ascii=False).encode()
     _write(site / "search" / "search_index.json", index)
     for name, content in _site.group_files.items():

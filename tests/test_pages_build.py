@@ -230,3 +230,20 @@ def test_downloads_run_as_they_stand(site, tmp_path):
         "code",
         "markdown",
     ]
+
+
+def test_powers_at_a_logarithmic_axis_are_text():
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from scripts.pages.draw import capture, style
+
+    with mpl.rc_context(style()):
+        axes = Figure().subplots()
+        axes.loglog([1e-7, 1e3], [1, 4])
+        svg, png = capture(axes.figure, "salt", png=False)
+    assert svg.startswith("<svg")
+    assert png is None
+    labels = {t.get_text() for t in axes.get_xticklabels()}
+    assert {"10⁻⁵", "10³"} <= labels
+    assert "3×10⁰" in [t.get_text() for t in axes.get_yticklabels(which="both")]

@@ -161,11 +161,16 @@ def test_figures_are_written_as_files(docs):
     page = docs / "a.md"
     page.write_text(
         "```python\nimport matplotlib.pyplot as plt\nplt.plot([1, 2])\n```\n"
-        '<!--figure: name="two-points" alt="b" caption="c"-->\n'
+        '<!--figure: name="two-points" alt="b" caption="c"-->\n\n'
+        "<!--pytest-codeblocks:cont-->\n```python\nplt.plot([2, 1])\n```\n"
+        '<!--figure: name="falling" alt="b" caption="c"-->\n'
     )
     to = docs.parent / "figures"
+    # A build before it draws as PNG only what links to the page show.
+    assert main(["check", "--root", str(docs.parent), str(page)]) == 0
     assert main(["figures", "--root", str(docs.parent), "--to", str(to), str(page)]) == 0
-    assert sorted(p.name for p in (to / "a").iterdir()) == ["two-points.png", "two-points.svg"]
+    names = ["falling.png", "falling.svg", "two-points.png", "two-points.svg"]
+    assert sorted(p.name for p in (to / "a").iterdir()) == names
 
 
 def test_a_page_that_is_not_there_gets_one_line(docs, capsys):

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 timeout=options.timeout,
                 report=report,
                 check=not updating,
+                png=options.command == "figures",
             )
     except PageErrors as wrong:
         for error in wrong.errors:
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for figure in built.figures:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_whole(folder / f"{figure.name}.svg", figure.svg)
-                write_whole(folder / f"{figure.name}.png", figure.png)
+                if figure.png:
+                    write_whole(folder / f"{figure.name}.png", figure.png)
         count = sum(len(built.figures) for built in pages.values())
         print(f"{count} figures in {options.to}")
     else:

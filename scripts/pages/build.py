@@ -26,13 +26,13 @@ Report = Callable[[str, str, float], None]
 
 @dataclass(frozen=True)
 class Figure:
-    """A captured figure: `themed_svg` for inlining, `svg` and `png` as files."""
+    """A captured figure: `themed_svg` for inlining, `svg` and, where drawn, `png` as files."""
 
     name: str
     alt: str
     caption: str
     svg: bytes
-    png: bytes
+    png: bytes | None
 
     @cached_property
     def themed_svg(self) -> str:
@@ -82,6 +82,7 @@ def build(
     timeout: float = TIMEOUT,
     report: Report | None = None,
     check: bool = True,
+    png: bool = False,
 ) -> dict[str, Built]:
     """Run every page and check it, pages side by side.
 
@@ -93,6 +94,7 @@ def build(
         timeout: seconds for one page.
         report: called as (page, "running" | "ran" | "cached" | "failed", seconds).
         check: False leaves outputs and prose unchecked, for rewriting them.
+        png: draw every figure as PNG as well, not only the first of each page.
 
     Returns:
         the pages by name, in the order given.
@@ -110,14 +112,14 @@ def build(
         except PageErrors as refused:
             tell(name, "failed", 0.0)
             return refused.errors
-        key = store.page_key(page, sources)
+        key = store.page_key(page, sources, png)
         result: Run | PageError | None = store.load(cache, key) if cache else None
         cached = result is not None
         if result is None:
             if page.blocks:
                 tell(name, "running", 0.0)
                 before = files(root)
-                result = run(page, root, timeout)
+                result = run(page, root, timeout, png)
                 if left := files(root) - before:
                     message = f"this page may not write in the repository, and left {min(left)}"
                     result = PageError(name, page.blocks[0].line, message)

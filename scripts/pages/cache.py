@@ -36,8 +36,14 @@ def sources_digest(root: Path) -> str:
     return digest.hexdigest()
 
 
-def page_key(page: Page, sources: str) -> str:
-    """The key of a page's run: its code and figure names, not its prose or expectations."""
+def page_key(page: Page, sources: str, png: bool = False) -> str:
+    """The key of a page's run: its code and figure names, not its prose or expectations.
+
+    Args:
+        page: as parsed.
+        sources: of `sources_digest`.
+        png: whether every figure is drawn as PNG as well.
+    """
     blocks = [
         [
             "\n".join(line for line in block.code.splitlines() if not line.startswith("#>")),
@@ -45,7 +51,7 @@ def page_key(page: Page, sources: str) -> str:
         ]
         for block in page.blocks
     ]
-    return hashlib.sha256(json.dumps([page.name, sources, blocks]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([page.name, sources, png, blocks]).encode()).hexdigest()
 
 
 def load(folder: Path, key: str) -> Run | None:

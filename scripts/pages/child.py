@@ -25,10 +25,10 @@ from .parse import Page, parse
 
 @dataclass(frozen=True)
 class Drawing:
-    """One captured figure."""
+    """One captured figure; as PNG only where somebody will see it."""
 
     svg: str
-    png: bytes
+    png: bytes | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Run:
         return {
             "outputs": self.outputs,
             "drawings": [
-                d and {"svg": d.svg, "png": base64.b64encode(d.png).decode()} for d in self.drawings
+                d and {"svg": d.svg, "png": d.png and base64.b64encode(d.png).decode()}
+                for d in self.drawings
             ],
             "seconds": self.seconds,
         }
@@ -51,7 +52,7 @@ class Run:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Run:
         drawings = [
-            d and Drawing(d["svg"], base64.b64decode(d["png"], validate=True))
+            d and Drawing(d["svg"], d["png"] and base64.b64decode(d["png"], validate=True))
             for d in data["drawings"]
         ]
         return cls(data["outputs"], drawings, data["seconds"])
@@ -62,7 +63,7 @@ class _Refused(Exception):
 
 
 def child(
-    sender: Connection, name: str, text: str, root: str, workdir: str, timeout: float
+    sender: Connection, name: str, text: str, root: str, workdir: str, timeout: float, png: bool
 ) -> None:
     """Run a page here, and send its lines as they are reached and what it did in the end."""
     with contextlib.suppress(OSError):
@@ -73,14 +74,14 @@ def child(
     sys.path.insert(0, root)
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     try:
-        sender.send(("done", _execute(parse(text, name), sender, root)))
+        sender.send(("done", _execute(parse(text, name), sender, root, png)))
     except _Refused as refused:
         sender.send(("error", refused.args))
     finally:
         sender.close()
 
 
-def _execute(page: Page, sender: Connection, root: str) -> Run:
+def _execute(page: Page, sender: Connection, root: str, png: bool) -> Run:
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -95,14 +96,16 @@ def _execute(page: Page, sender: Connection, root: str) -> Run:
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     start = time.perf_counter()
-    outputs, drawings = [], []
+    outputs: list[list[list[str]]] = []
+    drawings: list[Drawing | None] = []
     for block in page.blocks:
         printed = []
         for unit in block.units:
             sender.send(("at", unit.line))
             printed.append(_run_unit(unit, page.name, module.__dict__))
         outputs.append(printed)
-        drawings.append(_drawing(block, page.name, pyplot))
+        # A link to the page shows its first figure, in a format that all who link can read.
+        drawings.append(_drawing(block, page.name, pyplot, png or not any(drawings)))
     return Run(outputs, drawings, time.perf_counter() - start)
 
 
@@ -141,7 +144,7 @@ def _where(error: BaseException, line: int, name: str) -> tuple[int, str]:
     return line, message
 
 
-def _drawing(block, name: str, pyplot) -> Drawing | None:
+def _drawing(block, name: str, pyplot, png: bool) -> Drawing | None:
     numbers = pyplot.get_fignums()
     try:
         if not numbers:
@@ -160,10 +163,10 @@ def _drawing(block, name: str, pyplot) -> Drawing | None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                svg, png = capture(pyplot.figure(numbers[0]), f"{name}/{block.figure.name}")
+                figure = pyplot.figure(numbers[0])
+                return Drawing(*capture(figure, f"{name}/{block.figure.name}", png))
         except Exception as error:
             raise _Refused(block.line, f"drawing this figure failed: {error!r}") from None
-        return Drawing(svg, png)
     finally:
         pyplot.close("all")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from html import escape
 from typing import Any
@@ -23,6 +24,8 @@ COLOURS = {
 }
 _FG, _MUTED, _GRID, _BG, *_CYCLE = COLOURS
 _PNG_DPI = 200  # convention: sharp on a slide
+_POWER = r"\$\\mathdefault\{(.*)\^\{([-\d]+)\}\}\$"  # how matplotlib writes one
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def style() -> dict[Any, Any]:
@@ -64,22 +67,51 @@ def style() -> dict[Any, Any]:
     }
 
 
-def capture(figure, salt: str) -> tuple[str, bytes]:
-    """A matplotlib figure as (SVG text, PNG bytes), byte-identical from run to run."""
+def capture(figure, salt: str, png: bool = True) -> tuple[str, bytes | None]:
+    """A matplotlib figure as SVG text, and as PNG where wanted; the same bytes on every run."""
     import io
 
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+    _plain_powers(figure)
     # By `savefig` each file would be drawn twice and laid out twice, which takes twice as long.
-    svg, png = io.StringIO(), io.BytesIO()
+    svg, pixels = io.StringIO(), io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": salt}):
         FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+    if not png:
+        return _compact(svg.getvalue()), None
     figure.set_layout_engine("none")
     figure.set_dpi(_PNG_DPI)
-    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-    return _compact(svg.getvalue()), png.getvalue()
+    FigureCanvasAgg(figure).print_png(pixels, metadata={"Software": None})
+    return _compact(svg.getvalue()), pixels.getvalue()
+
+
+def _plain_powers(figure) -> None:
+    """Write 10⁻³ at logarithmic axes as text; parsing it as a formula takes milliseconds each."""
+    from matplotlib.ticker import LogFormatterSciNotation
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            for formatter in (axis.get_major_formatter(), axis.get_minor_formatter()):
+                if type(formatter) is LogFormatterSciNotation:
+                    formatter.__class__ = _powers()
+
+
+@functools.cache
+def _powers() -> type:
+    from matplotlib.ticker import LogFormatterSciNotation
+
+    class Powers(LogFormatterSciNotation):
+        def __call__(self, x, pos=None):
+            return re.sub(_POWER, _superscript, super().__call__(x, pos))
+
+    return Powers
+
+
+def _superscript(power: re.Match[str]) -> str:
+    return power[1].replace(r"\times", "×") + power[2].translate(_RAISED)
 
 
 def _compact(svg: str) -> str:

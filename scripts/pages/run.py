@@ -23,13 +23,14 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _lock = threading.Lock()
 
 
-def run(page: Page, root: Path, timeout: float) -> Run | PageError:
+def run(page: Page, root: Path, timeout: float, png: bool = False) -> Run | PageError:
     """Run a page's blocks from top to bottom in one namespace.
 
     Args:
         page: the parsed page.
         root: the repository; a page may read in it and may not write in it.
         timeout: seconds that the whole page may take.
+        png: draw every figure as PNG as well, not the first one only.
 
     Returns:
         what the page did, or the error that stopped it.
@@ -38,7 +39,9 @@ def run(page: Page, root: Path, timeout: float) -> Run | PageError:
     receiver, sender = context.Pipe(duplex=False)
     workdir = tempfile.mkdtemp(prefix="page-")
     process = context.Process(
-        target=child, args=(sender, page.name, page.text, str(root), workdir, timeout), daemon=True
+        target=child,
+        args=(sender, page.name, page.text, str(root), workdir, timeout, png),
+        daemon=True,
     )
     process.start()
     sender.close()
