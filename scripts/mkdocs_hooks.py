@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections import defaultdict
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
@@ -17,14 +18,14 @@ from urllib.parse import urljoin
 from jinja2 import FileSystemBytecodeCache
 from mkdocs.exceptions import PluginError
 from mkdocs.plugins import event_priority
-from mkdocs.structure.files import File
+from mkdocs.structure.files import File, Files
 from mkdocs.utils.meta import get_data
 
 # The `mkdocs` command does not put the repository on the path, and MkDocs takes off what a hook
 # put there when it was loaded: `on_config` puts it back for the processes that run the pages.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.pages import Built, PageError, PageErrors, build, cache, downloads, render
+from scripts.pages import Building, Built, PageError, PageErrors, cache, downloads, render, start
 from scripts.pages.coverage import coverage_table, read_curriculum
 from scripts.pages.notebook import clean, execute
 from scripts.pages.parse import CONT
@@ -67,10 +68,13 @@ class _Site:
     root: Path
     docs: Path
     files: dict[str, File] = field(default_factory=dict)
+    building: Building | None = None
+    shown: ExitStack = field(default_factory=ExitStack)  # the progress of the pages
     built: dict[str, Built] = field(default_factory=dict)
     characters: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     drawings: dict[str, list[str]] = field(default_factory=dict)
     errors: list[PageError] = field(default_factory=list)
+    waited: set[str] = field(default_factory=set)
     warned: set[str] = field(default_factory=set)
     surroundings: str = ""
     keys: dict[str, str] = field(default_factory=dict)
@@ -89,8 +93,26 @@ class _Site:
     def refuse(self, name: str, line: int, message: str) -> None:
         self.errors.append(PageError(name, line, message))
 
+    def wait(self, *names: str) -> None:
+        """Return when these pages, or all, are in `built` or have their `errors` told."""
+        assert self.building
+        for name in names or self.building:
+            if name in self.waited or name not in self.building:
+                continue
+            self.waited.add(name)
+            try:
+                self.built[name] = self.building.wait(name)
+            except PageErrors as wrong:
+                self.errors += wrong.errors
 
-_site: _Site
+    def close(self) -> None:
+        """Run no further page."""
+        if self.building:
+            self.building.stop()
+        self.shown.close()
+
+
+_site = _Site(Path(), Path())
 _lock: TextIO | None = None
 _serving = False
 
@@ -108,6 +130,7 @@ def on_config(config):
     if _REPOSITORY not in sys.path:
         sys.path.insert(0, _REPOSITORY)
     root = Path(config.config_file_path).resolve().parent
+    _site.close()
     _site = _Site(root, Path(config.docs_dir).resolve())
     if _lock:
         _lock.close()
@@ -121,17 +144,23 @@ def on_config(config):
 
 
 def on_files(files, config):
-    """Run every page; what fails is told in `on_env`, with all that fails later."""
+    """Begin to run every page; what fails is told in `on_env`, with all that fails later.
+
+    Pages run while others are rendered.
+    """
+    files = Files(sorted(files, key=_turn))
     _site.files = {
         _site.name(file): file
         for file in files.documentation_pages()
         if file.src_uri.endswith((".md", ".py")) and file.abs_src_path
     }
-    _site.built = _build({name: _site.root / name for name in _site.files})
-    for name in _site.built:
-        if name.endswith(".py"):
-            # mkdocs-jupyter renders what the engine has run: see `on_page_markdown`.
-            _site.files[name].abs_src_path = str(_notebooks() / f"{name.removesuffix('.py')}.ipynb")
+    report = _site.shown.enter_context(progress(len(_site.files)))
+    _site.building = start(
+        [_site.root / name for name in _site.files],
+        root=_site.root,
+        cache=_site.root / ".cache" / "pages",
+        report=report,
+    )
     _site.surroundings = kept.surroundings(Path(config.config_file_path), files)
     if docstrings := config.plugins.get("mkdocstrings"):
         _compile_once(docstrings.get_handler("python").env)
@@ -139,12 +168,24 @@ def on_files(files, config):
     return files
 
 
+def _turn(file: File) -> int:
+    """First what need not run, while the processes start; last what tells of all the others."""
+    path = Path(file.abs_src_path or "")
+    if path.suffix not in {".md", ".py"}:
+        return 0
+    text = path.read_text(encoding="utf-8")
+    if _CLAIMS in text or _COVERAGE in text:
+        return 2
+    return int(path.suffix == ".py" or "```python" in text)
+
+
 def _recall_group() -> None:
     """Pages that show docstrings or refer to them are kept together, since they link by name."""
+    assert _site.building
     texts = {
-        name: "\n".join(built.page.lines)
-        for name, built in _site.built.items()
-        if any(_REFERS.search(text) for _, text in built.page.prose)
+        name: "\n".join(page.lines)
+        for name, page in _site.building.pages.items()
+        if any(_REFERS.search(text) for _, text in page.prose)
     }
     _site.group = dict.fromkeys(texts)
     _site.group_key = kept.key(_site.surroundings, *texts, *texts.values())
@@ -160,19 +201,15 @@ def _compile_once(env) -> None:
     env.bytecode_cache = FileSystemBytecodeCache(str(folder))
 
 
-def _build(pages: dict[str, Path]) -> dict[str, Built]:
-    """Build what can be built; while a site is served, pages may change at any moment."""
-    cache = _site.root / ".cache" / "pages"
-    with progress(len(pages)) as report:
-        while True:
-            try:
-                return build(list(pages.values()), root=_site.root, cache=cache, report=report)
-            except PageErrors as wrong:
-                failed = {error.name for error in wrong.errors}
-                if not failed & pages.keys():
-                    raise
-                _site.errors += wrong.errors
-                pages = {name: path for name, path in pages.items() if name not in failed}
+@event_priority(100)  # before mkdocs-jupyter asks where the notebook is
+def on_pre_page(page, *, config, files):
+    """Wait for the page's own run."""
+    name = _site.name(page.file)
+    _site.wait(name)
+    if name.endswith(".py") and name in _site.built:
+        # mkdocs-jupyter renders what the engine has run: see `on_page_markdown`.
+        page.file.abs_src_path = str(_notebooks() / f"{name.removesuffix('.py')}.ipynb")
+    return page
 
 
 def on_page_read_source(*, page, config):
@@ -192,6 +229,8 @@ def on_page_markdown(markdown, *, page, config, files):
     if errors and not notebook:
         return failed(errors) + markdown.replace(CONT + "\n", "")
     inserted = []
+    if _CLAIMS in markdown or _COVERAGE in markdown:
+        _site.wait()
     if _CLAIMS in markdown:
         inserted.append((_CLAIMS, claims_table(_site.built, name)))
     if _COVERAGE in markdown:
@@ -274,6 +313,8 @@ def _mended(html: str, page, files) -> tuple[str, dict[str, set[str]]]:
 @event_priority(-200)  # when mkdocstrings and autorefs have written all they write
 def on_env(env, *, config, files):
     """Fail with everything that is wrong; a live server shows it and goes on."""
+    _site.wait()
+    _site.shown.close()
     _compile_once(env)
     _keep_group(Path(config.site_dir))
     for error in sorted(set(_site.errors)):
@@ -309,6 +350,11 @@ def on_page_context(context, *, page, config, nav):
     return context
 
 
+def on_shutdown() -> None:
+    """Also when a build is interrupted or fails."""
+    _site.close()
+
+
 def on_post_build(*, config) -> None:
     """Write what pages offer beside their text; keep what few readers need out of first visits."""
     site = Path(config.site_dir)
@@ -326,6 +372,7 @@ def on_post_build(*, config) -> None:
         _write(site / name, content)
     shutil.rmtree(site / "assets" / "javascripts")  # Material's, which no page loads
     cache.prune(_rendered())
+    cache.prune(_site.root / ".cache" / "pages")
     if not _serving:
         embed_fonts(site / "assets" / "katex" / "katex.min.css", _site.characters, _rendered())
         trim_site(site)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from . import cache as store
 from .child import Run
@@ -73,7 +74,31 @@ class Built:
         return tuple(made)
 
 
-def build(
+@dataclass(frozen=True)
+class Building:
+    """Pages on their way.
+
+    Attributes:
+        pages: by name, all that could be parsed.
+    """
+
+    pages: dict[str, Page]
+    _futures: dict[str, Future[Built]]
+    _pool: ThreadPoolExecutor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._futures)
+
+    def wait(self, name: str) -> Built:
+        """The page once it is built, or PageErrors."""
+        return self._futures[name].result()
+
+    def stop(self) -> None:
+        """Begin no further page."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def start(
     paths: Sequence[Path],
     *,
     root: Path,
@@ -83,8 +108,8 @@ def build(
     report: Report | None = None,
     check: bool = True,
     png: bool = False,
-) -> dict[str, Built]:
-    """Run every page and check it, pages side by side.
+) -> Building:
+    """Begin to run every page and check it, pages side by side, in the order given.
 
     Args:
         paths: the Markdown files.
@@ -95,58 +120,81 @@ def build(
         report: called as (page, "running" | "ran" | "cached" | "failed", seconds).
         check: False leaves outputs and prose unchecked, for rewriting them.
         png: draw every figure as PNG as well, not only the first of each page.
-
-    Returns:
-        the pages by name, in the order given.
-
-    Raises:
-        PageErrors: everything wrong with any of the pages.
     """
     tell = report or (lambda *_: None)
     sources = store.sources_digest(root)
 
-    def one(path: Path) -> Built | list[PageError]:
-        name = path.resolve().relative_to(root.resolve()).as_posix()
-        try:
-            page = parse(path.read_text(encoding="utf-8"), name)
-        except PageErrors as refused:
-            tell(name, "failed", 0.0)
-            return refused.errors
+    def one(page: Page) -> Built:
         key = store.page_key(page, sources, png)
         result: Run | PageError | None = store.load(cache, key) if cache else None
         cached = result is not None
         if result is None:
             if page.blocks:
-                tell(name, "running", 0.0)
+                tell(page.name, "running", 0.0)
                 before = files(root)
                 result = run(page, root, timeout, png)
                 if left := files(root) - before:
                     message = f"this page may not write in the repository, and left {min(left)}"
-                    result = PageError(name, page.blocks[0].line, message)
+                    result = PageError(page.name, page.blocks[0].line, message)
             else:
                 result = Run([], [], 0.0)
         if isinstance(result, PageError):
-            tell(name, "failed", 0.0)
-            return [result]
+            tell(page.name, "failed", 0.0)
+            raise PageErrors([result])
         if cache and not cached and page.blocks:
             store.store(cache, key, result)
         errors = covered(page)[1]
         if check:
             errors += check_outputs(page, result.outputs) + check_prose(page)
         if errors:
-            tell(name, "failed", result.seconds)
-            return errors
-        tell(name, "cached" if cached or not page.blocks else "ran", result.seconds)
+            tell(page.name, "failed", result.seconds)
+            raise PageErrors(errors)
+        tell(page.name, "cached" if cached or not page.blocks else "ran", result.seconds)
         return Built(page, result, cached)
 
+    pool = ThreadPoolExecutor(jobs or os.cpu_count() or 1)
+    building = Building({}, {}, pool)
+    for path in paths:
+        name = path.resolve().relative_to(root.resolve()).as_posix()
+        try:
+            page = building.pages[name] = parse(path.read_text(encoding="utf-8"), name)
+            building._futures[name] = pool.submit(one, page)
+        except PageErrors as refused:
+            tell(name, "failed", 0.0)
+            building._futures[name] = Future()
+            building._futures[name].set_exception(refused)
+    return building
+
+
+def build(paths: Sequence[Path], *, cache: Path | None = None, **options: Any) -> dict[str, Built]:
+    """Run every page and check it.
+
+    Args:
+        paths: the Markdown files.
+        cache: folder of results, None for no cache.
+        options: of `start`.
+
+    Returns:
+        the pages by name.
+
+    Raises:
+        PageErrors: everything wrong with any of the pages.
+    """
     # The longest first, so that no core is left waiting for one long page at the end.
     longest = sorted(paths, key=lambda path: -path.stat().st_size)
-    with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
-        done = dict(zip(longest, pool.map(one, longest), strict=True))
-    results = [done[path] for path in paths]
-    errors = [error for result in results if isinstance(result, list) for error in result]
+    building = start(longest, cache=cache, **options)
+    built: dict[str, Built] = {}
+    errors: list[PageError] = []
+    try:
+        for name in building:
+            try:
+                built[name] = building.wait(name)
+            except PageErrors as wrong:
+                errors += wrong.errors
+    finally:
+        building.stop()
     if errors:
         raise PageErrors(errors)
     if cache:
         store.prune(cache)
-    return {built.page.name: built for built in results if isinstance(built, Built)}
+    return built
