@@ -119,7 +119,7 @@ class Finding:
         severity: "error" where the model cannot learn like this, "warning" where it learns badly or
             late (a scale beyond its limit, but not beyond the limit's square).
         remedy: one sentence with the call that mends it, or what to change where no call can.
-        page: path of the page that explains it.
+        page: path, on the site, of the page that explains it.
         predicted: for the codes of signals and gradients what theory expects `measured` to be with
             the weights as they are; None for the others, and where something on the way is not
             modelled.

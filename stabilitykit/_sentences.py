@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from stabilitykit._findings import Finding
 
 
@@ -36,3 +38,16 @@ def explanation(one: Finding) -> str:
         False: "Something else than the scale of weights and biases does it: rescaling alone may "
         "not cure it.",
     }[one.explained]
+
+
+def read(one: Finding) -> str:
+    """Where its page is: on the site, of which STABILITYKIT_SITE has the address, or its source.
+
+    Examples:
+        >>> from stabilitykit._findings import finding
+        >>> read(finding("dead-units", "0", 1.0, 0.6, "Do `this`."))
+        "docs/signal/seeds.md in stabilitykit's repository"
+    """
+    if site := os.environ.get("STABILITYKIT_SITE"):
+        return f"{site.rstrip('/')}/{one.page}"
+    return f"docs/{one.page.rstrip('/')}.md in stabilitykit's repository"

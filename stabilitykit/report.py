@@ -17,7 +17,7 @@ from rich.text import Text
 
 from stabilitykit import _html, plots
 from stabilitykit._findings import QUANTITIES
-from stabilitykit._sentences import compared, explanation, shown
+from stabilitykit._sentences import compared, explanation, read, shown
 from stabilitykit.diagnosis import Diagnosis
 
 
@@ -43,7 +43,7 @@ def table(diagnosis: Diagnosis) -> Table:
         grid.add_column(column, overflow="fold")
     for one in diagnosis.findings:
         values = map(shown, (one.measured, one.expected, one.predicted))
-        cells = (one.code, one.layer, *values, one.remedy.replace("`", ""), one.page)
+        cells = (one.code, one.layer, *values, one.remedy.replace("`", ""), read(one))
         grid.add_row(*map(Text, cells))
     return grid
 
@@ -63,7 +63,7 @@ def text(diagnosis: Diagnosis) -> Group:
         lines.append(Text(f"  {QUANTITIES[one.code]}:"))
         said = [compared(one), explanation(one), one.remedy.replace("`", "")]
         lines += [Text(f"  {sentence}") for sentence in said if sentence]
-        lines.append(Text(f"  page: {one.page}", style="dim"))
+        lines.append(Text(f"  page: {read(one)}", style="dim"))
     return Group(*lines)
 
 
@@ -150,7 +150,7 @@ def to_html(diagnosis: Diagnosis) -> str:
             "predicted": shown(one.predicted),
             "why": explanation(one),
             "remedy": one.remedy,
-            "read": one.page,
+            "read": read(one),
         }
         title = f"{one.code} at `{one.layer or '(model)'}`"
         said = {name: value for name, value in entries.items() if value}

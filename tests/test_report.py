@@ -7,6 +7,7 @@ import os
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from zoo import healthy, nets, sick
 
 import stabilitykit as sk
 from stabilitykit import report
-from stabilitykit._findings import CODES, QUANTITIES, finding
+from stabilitykit._findings import CODES, PAGES, QUANTITIES, finding
 
 EVIL = """<img src=x onerror=alert(1)>&"'"""
 
@@ -85,7 +86,7 @@ def test_text_says_every_finding_in_full(ill):
     for one in ill.findings:
         assert one.code in text
         assert QUANTITIES[one.code] in text
-        assert one.page in text
+        assert f"page: docs/{one.page[:-1]}.md in stabilitykit's repository" in text
         said = f"measured {one.measured:.3g}, expected 1, predicted for these weights"
         said += f" {one.predicted:.3g} The scale of weights and biases explains it."
         assert f"{said} {one.remedy[:9]}" in text
@@ -120,6 +121,17 @@ def test_what_the_scale_of_the_weights_does_not_explain_is_said(ill):
     assert said in " ".join(printed(report.text(diagnosis)).split())
     assert said in report.to_html(diagnosis)
     assert json.loads(diagnosis.to_json())["findings"][0]["explained"] is False
+
+
+def test_a_page_is_named_by_its_source_or_as_a_link_to_the_site(ill, monkeypatch):
+    docs = Path(__file__).parent.parent / "docs"
+    for code, page in PAGES.items():
+        source = report.read(finding(code, "0", 1.0, 0.6, "Do `this`.")).removeprefix("docs/")
+        assert (docs / source.removesuffix(" in stabilitykit's repository")).is_file(), page
+    monkeypatch.setenv("STABILITYKIT_SITE", "https://example.org/kit")
+    link = f"https://example.org/kit/{ill.findings[0].page}"
+    assert link in printed(report.text(ill), 200)
+    assert link in report.to_html(ill)
 
 
 def test_the_table_has_a_row_a_finding(ill):
