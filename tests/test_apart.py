@@ -143,3 +143,23 @@ def test_zero_weights_leave_no_amplitude_and_sparse_inputs_have_one():
         (row,) = sk.predict(model, x).layers
         assert row.amplitude == 0
         assert row.source == pytest.approx(x.to_dense().var(0, correction=0).mean() ** 0.5)
+
+
+class Sums(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(6))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + torch.relu(block(x))
+        return x
+
+
+def test_samples_of_different_size_stay_so_through_sums():
+    """Without biases all of it is homogeneous: from c·z and z come multiples, also of sums."""
+    torch.manual_seed(0)
+    z = torch.randn(1, 64)
+    for row in sk.predict(Sums(), torch.cat([z, 0.8 * z])).layers:
+        share = 2 * row.amplitude**2 / row.forward
+        assert share == pytest.approx((1 - 0.8) ** 2 / (1 + 0.8**2), rel=1e-5)

@@ -22,10 +22,10 @@ def scales(model, batch=None, loss_fn=F.cross_entropy):
     return {one.code: one for one in found if one.code in CODES}
 
 
-def chain(factors, width=64, inputs=16):
+def chain(factors, last=64):
     """Linear layers without bias of known mean square: factor²/fan-in."""
     torch.manual_seed(0)
-    sizes = [inputs, *[width] * (len(factors) - 1), 4]
+    sizes = [16, *[64] * (len(factors) - 2), last, 4]
     layers = [nn.Linear(n, m, bias=False) for n, m in pairwise(sizes)]
     for layer, factor in zip(layers, factors, strict=True):
         with torch.no_grad():
@@ -40,7 +40,7 @@ def chain(factors, width=64, inputs=16):
 )
 def test_a_linear_chain_is_predicted_by_the_product_of_its_factors(factors, fate):
     """Forward all layers count, but the head where a signal vanishes; back all but both ends."""
-    found = scales(chain(factors))
+    found = scales(chain(factors, last=160))
     signal, gradient = found[f"{fate}-signal"], found[f"{fate}-gradient"]
     head = 1 if fate == "vanishing" else 0
     forward = math.prod(factors[: len(factors) - head])
