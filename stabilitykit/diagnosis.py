@@ -108,7 +108,8 @@ def diagnose(
     (e⁶ = 403) between the input and the last hidden layer, with three standard deviations of the
     random walk that finite widths cause on top; and so for the gradient on its way back, where a
     layer that is called several times counts by the sum of its calls, and where the steps of a
-    recurrent layer count. All thresholds, with reasons, stand in `stabilitykit/_findings.py`.
+    recurrent layer count. Beside each of these stands what theory predicts for the weights as they
+    are. All thresholds, with reasons, stand in `stabilitykit/_findings.py`.
 
     Args:
         model: on the device of the batch.
