@@ -30,6 +30,9 @@ FACTORY is a function without arguments in FILE.py. It returns (model, batch, lo
 
 The file is run, as by `python FILE.py`, but under another name than __main__.
 
+Each finding names the page that explains it, as a file of stabilitykit's repository. Set the
+environment variable STABILITYKIT_SITE to the address of its site, and it is named as a link.
+
 exit status:
   0  healthy
   1  findings

@@ -42,6 +42,12 @@ def _as_state(tape: Tape, value: Any, like: Tensor) -> State | None:
     return State.measured(torch.as_tensor(float(value)).to(like.device), known=True)
 
 
+def _apart(state: State, out: Tensor) -> float | None:
+    """What tells samples apart in an operand; nothing where it is the same for all of them."""
+    shape = state.square.shape
+    return state.apart if len(shape) == out.dim() and shape[:1] == out.shape[:1] else 0.0
+
+
 def _binary(tape: Tape, out: Tensor, a: Any, b: Any, operation: Any, alpha: float) -> State | None:
     left, right = _as_state(tape, a, out), _as_state(tape, b, out)
     if left is None or right is None or left.space is right.space or left is right:
@@ -70,6 +76,15 @@ def _binary(tape: Tape, out: Tensor, a: Any, b: Any, operation: Any, alpha: floa
         law = _law.Law(sign * left.law.values, left.law.gaussian)
         place = torch.arange(_law.ATOMS)[:, None].expand(_law.ATOMS, _law.ATOMS)
     result = State(square, law, space=left.space if constant else None)
+    one, two = _apart(left, out), _apart(right, out)
+    if one is not None and two is not None and result.scale > 0:
+        if operation is torch.mul:
+            result.apart = one + two - one * two
+        else:  # what differs in direction adds up; what differs in size follows the squares
+            parts = ((left, one, float(la.mean())), (right, two, float(rb.mean())))
+            differs = sum(share * square for _, share, square in parts)
+            turned = sum(max(share - state.sizes, 0.0) * square for state, share, square in parts)
+            result.apart = max(differs / result.scale, turned / result.scale + result.sizes)
 
     def back() -> None:
         if result.gradient is None:
@@ -108,6 +123,8 @@ def _dropout(
     law, place, _ = _law.combine(torch.mul, state.law.values, mask)
     factor = 1 / keep if keep else 0.0
     result = State(pointwise(lambda f: f * factor, state.square), law)
+    if state.apart is not None:
+        result.apart = 1 - keep * (1 - state.apart)
 
     def back() -> None:
         if result.gradient is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stabilitykit import _law
 from stabilitykit._activations import Activation
+from stabilitykit._apart import through
 from stabilitykit._gaussian import GaussianMeans
 from stabilitykit._tape import Field, State, Tape, compact, pointwise
 
@@ -58,6 +59,9 @@ class Elementwise:
             torch.from_numpy(part.copy()) for part in means.activation(typical.numpy())
         )
         result = State(square, _law.Law(image), space=state.space)
+        if state.apart is not None:
+            shares = state.apart, state.sizes
+            result.apart = through(*shares, state.law, means, state.scale, image, steepness)
 
         def back() -> None:
             if result.gradient is None:

@@ -17,6 +17,10 @@ SCALES = 6.0
 WALK = 5.0
 DEVIATIONS = 3.0
 
+# What is measured agrees with theory, beyond three deviations of that walk, within a factor that is
+# a convention: one batch, one gradient and one entry of the law err by tens of percent.
+AGREES = 2.0
+
 # Convention: a layer where more than half of the entries are on the flat part of a bounded
 # activation. A unit normal pre-activation has 0.3 % there for tanh and none for sigmoid.
 SATURATED = 0.5
@@ -115,7 +119,14 @@ class Finding:
         severity: "error" where the model cannot learn like this, "warning" where it learns badly or
             late (a scale beyond its limit, but not beyond the limit's square).
         remedy: one sentence with the call that mends it, or what to change where no call can.
-        page: path of the page that explains it.
+        page: path, on the site, of the page that explains it.
+        predicted: for the codes of signals and gradients what theory expects `measured` to be with
+            the weights as they are; None for the others, and where something on the way is not
+            modelled.
+        explained: whether that is as far from `expected` as what was measured, up to chance: the
+            scale of the weights explains the finding. If not, something else does, such as weights
+            that are not independent, and to rescale them alone may not cure it. None where
+            `predicted` is.
     """
 
     code: str
@@ -125,6 +136,8 @@ class Finding:
     severity: str
     remedy: str
     page: str
+    predicted: float | None = None
+    explained: bool | None = None
 
 
 def finding(

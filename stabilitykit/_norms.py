@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stabilitykit import _law
+from stabilitykit._apart import apart
 from stabilitykit._rules import rule
 from stabilitykit._tape import Field, State, Tape
 
@@ -179,7 +180,10 @@ def _batch_norm(
     instance = function.__name__ == "instance_norm"
     if use_input_stats if instance else training:
         dims = list(range(2, x.dim())) if instance else [0, *range(2, x.dim())]
-        return _grouped(tape, state, x, out, x.shape, dims, weight, bias, eps)
+        result = _grouped(tape, state, x, out, x.shape, dims, weight, bias, eps)
+        if not instance and state.apart is not None:
+            result.apart = apart(out)  # the batch's mean is taken off, whatever it was
+        return result
     if running_mean is None or running_var is None:
         return None
     view = [1, -1] + [1] * (x.dim() - 2)

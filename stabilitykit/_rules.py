@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stabilitykit import _law
+from stabilitykit._apart import apart
 from stabilitykit._tape import Field, State, Tape, adjoint, dense, pointwise
 
 Rule = Callable[..., State | list[State] | None]
@@ -39,10 +40,14 @@ def weighted(
         shift, constant = float(bias.mean()), float(bias.square().mean())
         if shift**2 <= 9 * constant / bias.numel():  # no more than the mean of so many draws
             shift = 0.0
-    square = pointwise(lambda field: field * factor + constant, spread(state.square))
-    whole = float(square.mean()) if square.numel() else 0.0
+    summed = spread(state.square)
+    square = pointwise(lambda field: field * factor + constant, summed)
+    part = factor * float(summed.mean()) if square.numel() else 0.0
+    whole = part + constant
     law = _law.gaussian(shift, max(whole - shift**2, 0.0) ** 0.5) if shift else _law.gaussian()
     result = State(square.expand(out.shape), law)
+    if state.apart is not None:
+        result.apart = state.apart * part / whole if whole > 0 else 0.0
 
     def back() -> None:
         if result.gradient is not None:
@@ -121,7 +126,9 @@ def _transposed(
 def _embedding(tape: Tape, out: Tensor, _: Any, weight: Tensor, *__: Any, **___: Any) -> State:
     tape.tables.add(id(weight))
     square = out.detach().double().square()
-    return State(square.mean(-1, keepdim=True).expand(out.shape), _law.gaussian())
+    state = State(square.mean(-1, keepdim=True).expand(out.shape), _law.gaussian())
+    state.apart = apart(out)
+    return state
 
 
 def moved(tape: Tape, state: State, out: Any, move: Callable[[Field], Any]) -> list[State] | State:
@@ -164,6 +171,9 @@ def _joined(
     gaussian = all(p.law.gaussian for p in parts) and max(scales) <= 1.01 * min(scales)
     law = _law.gaussian() if gaussian else _law.empirical(torch.cat(atoms))
     result = State(square, law, known=all(p.known for p in parts))
+    whole = float(sum(p.square.sum() for p in parts))
+    if dim % out.dim() and whole > 0 and all(p.apart is not None for p in parts):
+        result.apart = sum(float(p.square.sum()) * (p.apart or 0.0) for p in parts) / whole
 
     def back() -> None:
         if result.gradient is None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stabilitykit import _law
+from stabilitykit._apart import apart, passed
 from stabilitykit._law import Law
 
 Field = Tensor
@@ -31,6 +32,8 @@ class State:
         gradient: E[(∂/∂x)²] of the tensor's shape, after the way back.
         weights: how the gradient's square spreads over the law's atoms, mean 1; None if evenly.
         pinned: whether the gradient is the measured one of all its readers.
+        apart: share of the square that tells two samples apart; None where nothing predicts it.
+        given: of the first tensor from which it was computed.
     """
 
     def __init__(
@@ -43,16 +46,36 @@ class State:
         self.gradient: Field | None = None
         self.weights: Tensor | None = None
         self.pinned = False
+        self.apart: float | None = None
+        self.given: State | None = None
 
     @classmethod
     def measured(cls, value: Tensor, *, known: bool = False, modelled: bool = True) -> State:
         value = dense(value.detach())
-        return cls(value.double().square(), _law.empirical(value), known=known, modelled=modelled)
+        law = _law.empirical(value)
+        state = cls(value.double().square(), law, known=known, modelled=modelled)
+        state.apart = apart(value) if known else None
+        return state
 
     @property
     def scale(self) -> float:
         """Mean of the square over all positions."""
         return float(self.square.mean()) if self.square.numel() else 0.0
+
+    @property
+    def amplitude(self) -> float | None:
+        """Rms, over units, of the deviation from the mean over the batch."""
+        if self.apart is None:
+            return None
+        several = self.square.dim() > 1 and self.square.shape[0] > 1
+        share = self.apart * (1 - 1 / self.square.shape[0]) if several else 1.0
+        return max(self.scale * share, 0.0) ** 0.5
+
+    @property
+    def sizes(self) -> float:
+        """The part of `apart` that is due to different sizes of samples."""
+        field = compact(self.square)
+        return apart(field.sqrt()) if field.dim() > 1 and field.shape[0] > 1 else 0.0
 
     @property
     def mean(self) -> Field:
@@ -134,6 +157,16 @@ class Tape:
         self._states[id(tensor)] = state
         self._alive.append(tensor)
         return state
+
+    def computed(self, tensor: Tensor, state: State, read: list[Tensor]) -> None:
+        """Set the state of what a rule knows; the share that it leaves open changes as measured."""
+        given = [self._states[id(t)] for t in read]
+        if given and state not in given:
+            state.given = given[0]
+            shares = [one.apart for one in given if one.apart is not None]
+            if state.apart is None and len(shares) == len(given):
+                state.apart = passed(shares[-1], read[-1], tensor)
+        self.set(tensor, state)
 
     def constant(self, tensor: Tensor) -> None:
         """Remember a tensor that is computed from weights alone."""

@@ -175,7 +175,7 @@ class Trace(TorchFunctionMode):
             for tensor, state in zip(
                 made, result if isinstance(result, list) else [result], strict=True
             ):
-                self.tape.set(tensor, state)
+                self.tape.computed(tensor, state, tracked)
         if func in ACTIVATIONS and made and not self._within_activation():
             state = self.tape.of(made[0])
             if state is not None:

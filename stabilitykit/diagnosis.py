@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from stabilitykit import _verdicts as rules
+from stabilitykit import _scales, _verdicts
 from stabilitykit._findings import Finding, causes
 from stabilitykit._inputs import unscaled
 from stabilitykit._intake import intake
@@ -108,7 +108,8 @@ def diagnose(
     (e⁶ = 403) between the input and the last hidden layer, with three standard deviations of the
     random walk that finite widths cause on top; and so for the gradient on its way back, where a
     layer that is called several times counts by the sum of its calls, and where the steps of a
-    recurrent layer count. All thresholds, with reasons, stand in `stabilitykit/_findings.py`.
+    recurrent layer count. Beside each of these stands what theory predicts for the weights as they
+    are. All thresholds, with reasons, stand in `stabilitykit/_findings.py`.
 
     Args:
         model: on the device of the batch.
@@ -254,13 +255,14 @@ def _run(
     randomness.restore()
     prediction = _predicted(model, (inputs, targets))
     misfit = losses.finding(outputs, targets)
-    judged = _judge(model, watch, records, misfit, line, inputs, targets, loss_fn, randomness)
+    seen = (watch, records, misfit, line, prediction)
+    judged = _judge(model, *seen, inputs, targets, loss_fn, randomness)
     signals = tuple(watch.signals)
     return Diagnosis(causes(judged), value, records, parameters, prediction, signals)
 
 
 def _predicted(model: nn.Module, batch: Any) -> Prediction | None:
-    """What theory expects; findings do not depend on it, so they outlive its failure."""
+    """What theory expects; it stands beside what is found, which outlives its failure."""
     try:
         return predict(model, batch)
     except Exception as error:
@@ -275,22 +277,22 @@ def _judge(
     records: tuple[Record, ...],
     misfit: Finding | None,
     line: Line | None,
+    prediction: Prediction | None,
     inputs: Any,
     targets: Any,
     loss_fn: LossFunction,
     randomness: Randomness,
 ) -> list[Finding]:
     rescale = rescaling(model, records, watch.signals)
-    norms = rules.gradients(watch.signals, watch.norms, records)
+    layers = prediction.layers if prediction is not None else ()
     findings = unscaled(watch.feeds, inputs)
-    findings += rules.forward(watch.signals, rescale)
-    findings += rules.backward(watch.signals, norms, rescale)
-    findings += rules.activations(model, records, rescale)
+    findings += _scales.findings(watch.signals, watch.norms, records, layers, rescale)
+    findings += _verdicts.activations(model, records, rescale)
     findings += tied(model, watch.signals)
     randomness.restore()
     findings += recurrent(model, lambda: _call(model, inputs))
     findings += [misfit] if misfit is not None else []
-    findings += rules.step(line)
+    findings += _verdicts.step(line)
     with _stage("a second step"):
         return findings + without_gradient(
             model, lambda: loss_fn(_call(model, inputs), targets), randomness

@@ -28,6 +28,10 @@ class LayerPrediction:
         backward: E[(∂/∂y)²] when the model's output gets a gradient of mean square 1 with
             independent random signs.
         modelled: False where both were measured, because no formula is known here.
+        amplitude: expected rms, over units, of its output's deviation from the mean over the batch,
+            which is what tells samples apart (of the whole output where there is one sample); None
+            where something on the way from the input is not modelled.
+        source: the same of what it is given; None there, and where it only looks up a table.
     """
 
     layer: str
@@ -36,6 +40,8 @@ class LayerPrediction:
     forward: float
     backward: float
     modelled: bool
+    amplitude: float | None
+    source: float | None
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,12 @@ def predict(model: nn.Module, batch: Any) -> Prediction:
         norm                  E[y²] = γ²·Var(x)/(Var(x) + ε) + β²
 
     and the adjoints on the way back (He et al. 2015, eqs. 9–14, for layers; Schoenholz et al. 2017
-    for activations). What follows a residual sum or a maximum is not Gaussian: its law is kept as
-    128 equally likely values, and so is the gradient's square as a function of the value. What no
-    marginal law knows is read from the pass as a number without scale: how far positions, tokens
-    and samples agree (averages, maxima, batch and group norms, attention). Anything else is
-    measured, named in `not_modelled` and marked.
+    for activations). Beside it goes the share of E[x²] that tells two samples apart, by Mehler's
+    formula through activations (Poole et al. 2016, eq. 5). What follows a residual sum or a maximum
+    is not Gaussian: its law is kept as 128 equally likely values, and so is the gradient's square
+    as a function of the value. What no marginal law knows is read from the pass as a number without
+    scale: how far positions, tokens and samples agree (averages, maxima, batch and group norms,
+    attention). Anything else is measured, named in `not_modelled` and marked.
 
     The expectation is over weights that are independent with mean 0, whatever they are now: a
     model that departs from it departs from what is predicted. It is the limit of large width: what
@@ -171,9 +178,11 @@ def _predict(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     for call in trace.calls:
         gradient = call.state.gradient
         backward = float(gradient.mean()) if gradient is not None else 0.0
+        state, given = call.state, call.state.given
         layers.append(
             LayerPrediction(
-                call.layer, call.kind, call.number, call.state.scale, backward, call.state.modelled
+                *(call.layer, call.kind, call.number, state.scale, backward, state.modelled),
+                *(state.amplitude, None if given is None else given.amplitude),
             )
         )
     return Prediction(tuple(layers), tuple(trace.missing))

@@ -17,17 +17,8 @@ from rich.text import Text
 
 from stabilitykit import _html, plots
 from stabilitykit._findings import QUANTITIES
+from stabilitykit._sentences import compared, explanation, read, shown
 from stabilitykit.diagnosis import Diagnosis
-
-
-def shown(value: float | str | None) -> str:
-    """A measured or expected value in few digits.
-
-    Examples:
-        >>> shown(0.000123456), shown("None"), shown(float("inf")), shown(None)
-        ('0.000123', 'None', 'inf', '')
-    """
-    return "" if value is None else value if isinstance(value, str) else f"{value:.3g}"
 
 
 def verdict(diagnosis: Diagnosis) -> str:
@@ -48,11 +39,12 @@ def table(diagnosis: Diagnosis) -> Table:
         1
     """
     grid = Table(title=verdict(diagnosis), title_justify="left")
-    for column in ("code", "layer", "measured", "expected", "remedy", "page"):
+    for column in ("code", "layer", "measured", "expected", "predicted", "remedy", "page"):
         grid.add_column(column, overflow="fold")
     for one in diagnosis.findings:
-        cells = (one.code, one.layer, shown(one.measured), shown(one.expected))
-        grid.add_row(*(Text(cell) for cell in (*cells, one.remedy.replace("`", ""), one.page)))
+        values = map(shown, (one.measured, one.expected, one.predicted))
+        cells = (one.code, one.layer, *values, one.remedy.replace("`", ""), read(one))
+        grid.add_row(*map(Text, cells))
     return grid
 
 
@@ -69,9 +61,9 @@ def text(diagnosis: Diagnosis) -> Group:
         style = "bold red" if one.severity == "error" else "bold yellow"
         lines += [Text(""), Text.assemble((one.code, style), f" at {one.layer or '(model)'}")]
         lines.append(Text(f"  {QUANTITIES[one.code]}:"))
-        lines.append(Text(f"  measured {shown(one.measured)}, expected {shown(one.expected)}"))
-        lines.append(Text(f"  {one.remedy.replace('`', '')}"))
-        lines.append(Text(f"  page: {one.page}", style="dim"))
+        said = [compared(one), explanation(one), one.remedy.replace("`", "")]
+        lines += [Text(f"  {sentence}") for sentence in said if sentence]
+        lines.append(Text(f"  page: {read(one)}", style="dim"))
     return Group(*lines)
 
 
@@ -155,11 +147,14 @@ def to_html(diagnosis: Diagnosis) -> str:
             "what": QUANTITIES[one.code],
             "measured": shown(one.measured),
             "expected": shown(one.expected),
+            "predicted": shown(one.predicted),
+            "why": explanation(one),
             "remedy": one.remedy,
-            "read": one.page,
+            "read": read(one),
         }
         title = f"{one.code} at `{one.layer or '(model)'}`"
-        parts.append(_html.article(title, one.severity, entries))
+        said = {name: value for name, value in entries.items() if value}
+        parts.append(_html.article(title, one.severity, said))
     parts += _figures(diagnosis)
     parts += _tables(diagnosis)
     return _html.page("Diagnosis: " + verdict(diagnosis), "\n".join(parts))

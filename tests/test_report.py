@@ -1,11 +1,13 @@
 """A diagnosis as text, JSON and HTML: whole, escaped, offline, and written whole or not at all."""
 
+import dataclasses
 import json
 import math
 import os
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from zoo import healthy, nets, sick
 
 import stabilitykit as sk
 from stabilitykit import report
-from stabilitykit._findings import CODES, QUANTITIES, finding
+from stabilitykit._findings import CODES, PAGES, QUANTITIES, finding
 
 EVIL = """<img src=x onerror=alert(1)>&"'"""
 
@@ -84,8 +86,10 @@ def test_text_says_every_finding_in_full(ill):
     for one in ill.findings:
         assert one.code in text
         assert QUANTITIES[one.code] in text
-        assert one.page in text
-        assert f"measured {one.measured:.3g}, expected 1" in text
+        assert f"page: docs/{one.page[:-1]}.md in stabilitykit's repository" in text
+        said = f"measured {one.measured:.3g}, expected 1, predicted for these weights"
+        said += f" {one.predicted:.3g} The scale of weights and biases explains it."
+        assert f"{said} {one.remedy[:9]}" in text
     assert EVIL in text.replace(" ", "").replace("imgsrc=xon", "img src=x on")
 
 
@@ -101,16 +105,53 @@ def test_names_are_not_read_as_markup():
     assert "[red]x[/nope]" in printed(report.table(sk.Diagnosis((one,), 1.0, (), (), None)), 200)
 
 
+def test_what_theory_does_not_predict_is_left_out():
+    one = finding("dead-units", "0", 1.0, 0.6, "Do `this`.")
+    diagnosis = sk.Diagnosis((one,), 1.0, (), (), None)
+    assert "measured 1, expected 0.6\n  Do this." in printed(report.text(diagnosis))
+    assert "predicted" not in report.to_html(diagnosis)
+    assert "weights" not in report.to_html(diagnosis)
+    assert json.loads(diagnosis.to_json())["findings"][0]["predicted"] is None
+
+
+def test_what_the_scale_of_the_weights_does_not_explain_is_said(ill):
+    one = dataclasses.replace(ill.findings[0], predicted=0.9, explained=False)
+    diagnosis = dataclasses.replace(ill, findings=(one,))
+    said = "Something else than the scale of weights and biases does it: rescaling alone may not"
+    assert said in " ".join(printed(report.text(diagnosis)).split())
+    assert said in report.to_html(diagnosis)
+    assert json.loads(diagnosis.to_json())["findings"][0]["explained"] is False
+
+
+def test_a_page_is_named_by_its_source_or_as_a_link_to_the_site(ill, monkeypatch):
+    docs = Path(__file__).parent.parent / "docs"
+    for code, page in PAGES.items():
+        source = report.read(finding(code, "0", 1.0, 0.6, "Do `this`.")).removeprefix("docs/")
+        assert (docs / source.removesuffix(" in stabilitykit's repository")).is_file(), page
+    monkeypatch.setenv("STABILITYKIT_SITE", "https://example.org/kit")
+    link = f"https://example.org/kit/{ill.findings[0].page}"
+    assert link in printed(report.text(ill), 200)
+    assert link in report.to_html(ill)
+
+
 def test_the_table_has_a_row_a_finding(ill):
-    assert ill.table().row_count == len(ill.findings) == 2
+    table = ill.table()
+    assert table.row_count == len(ill.findings) == 2
+    cells = [column.header for column in table.columns]
+    assert cells == ["code", "layer", "measured", "expected", "predicted", "remedy", "page"]
+    predicted = [str(cell) for cell in table.columns[4].cells]
+    assert predicted == [f"{one.predicted:.3g}" for one in ill.findings]
+    assert all(f"{one.predicted:.3g}" in report.to_html(ill) for one in ill.findings)
 
 
 def test_json_holds_everything(ill):
     content = json.loads(ill.to_json())
     assert content["healthy"] is False
     assert content["findings"][0].keys() == {
-        "code", "layer", "measured", "expected", "severity", "remedy", "page"
+        "code", "layer", "measured", "expected", "severity", "remedy", "page",
+        "predicted", "explained",
     }  # fmt: skip
+    assert content["findings"][0]["predicted"] == ill.findings[0].predicted > 0
     assert content["findings"][0]["measured"] == ill.findings[0].measured
     assert [layer["rms"] for layer in content["layers"]] == [r.rms for r in ill.records]
     assert content["layers"][0]["predicted"]["forward"] == ill.prediction.layers[0].forward

@@ -1,5 +1,6 @@
 """Every sick model gets its code at the right layer and is cured; no healthy one gets a finding."""
 
+import math
 import re
 import warnings
 
@@ -10,6 +11,7 @@ from zoo import confusion, healthy, sick
 
 import stabilitykit as sk
 from stabilitykit._findings import CODES, PAGES
+from stabilitykit._scales import chance
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +102,51 @@ def test_initialize_cures_what_sick_weights_cause(name):
         assert all(f.layer not in drawn for f in findings)
     else:
         assert findings == ()
+
+
+SCALES = {"vanishing-signal", "exploding-signal", "vanishing-gradient", "exploding-gradient"}
+# What theory, the limit of large width for independent weights, does not predict of the others.
+NOT_PLAIN = {
+    "plain-residual-40": "40 sums of 16 units: what is common to samples and gradients takes over",
+    "residual-40-learnt-scale": "the same",
+    "residual-40-backward": "the same",
+    "elman-recurrent-weights-times-20": "one weight used 40 times",
+    "encoder-pre-ln-tiny": "a transformer",
+    "encoder-pre-ln-times-30": "a transformer",
+    "unet-tiny-weights": "a U-Net",
+    "plain-resnet-huge": "a ResNet",
+    "plain-parameters-small": "products outside of layers",
+    "plain-parameters-large": "products outside of layers",
+}
+PLAIN = [
+    name
+    for name, case in sick.SICK.items()
+    if case.code in SCALES and name not in NOT_PLAIN and case.layer != "rnn"
+]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_what_weights_of_a_wrong_gain_do_is_what_theory_predicts(name):
+    """Within two deviations of the random walk of finite width, and a third.
+
+    The walk is what `chance` has three deviations of. The third is for what a single batch and a
+    single gradient err by, whose directions the expectation leaves to chance. In double precision,
+    since in float32 rounding, and no signal, is what the deepest of them measure.
+    """
+    model, (inputs, targets), loss_fn = sick.build(name)[:3]
+    diagnosis = sk.diagnose(model.double(), (inputs.double(), targets), loss_fn)
+    found = [one for one in diagnosis.findings if one.code in SCALES]
+    assert found
+    for one in found:
+        error = abs(math.log(one.predicted / one.measured))
+        assert error < 2 / 3 * chance(diagnosis.signals) + math.log(4 / 3), one
+        assert one.explained
+
+
+def test_theory_is_held_against_many_networks_of_each_kind():
+    codes = [sick.SICK[name].code for name in PLAIN]
+    assert all(codes.count(code) >= 3 for code in SCALES)
+    assert sum(name.startswith("cnn") for name in PLAIN) >= 3
 
 
 @pytest.mark.parametrize("name", healthy.HEALTHY)

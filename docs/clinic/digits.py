@@ -188,24 +188,28 @@ def examine(model):
 
 
 before = examine(patient)
-#> 2 findings: 12 layers, loss 2.31
+#> 2 findings: 12 layers, loss 2.3
 #>
 #> vanishing-signal at linears.0
 #>   amplitude at the last hidden layer, relative to the input's:
-#>   measured 0.00013, expected 1
+#>   measured 0.00013, expected 1, predicted for these weights 0.00012
+#>   The scale of weights and biases explains it.
 #>   Call sk.lsuv(model, batch).
-#>   page: signal/kaiming/
+#>   page: docs/signal/kaiming.md in stabilitykit's repository
 #>
 #> vanishing-gradient at linears.9
 #>   gradient at the first layer, relative to the last hidden one's:
-#>   measured 0.00039, expected 1
+#>   measured 0.00039, expected 1, predicted for these weights 0.00031
+#>   The scale of weights and biases explains it.
 #>   Call sk.lsuv(model, batch).
-#>   page: signal/vanishing-exploding/
+#>   page: docs/signal/vanishing-exploding.md in stabilitykit's repository
 
 # %% [markdown]
 # Two findings. Read them with the figure: both amplitudes (not squares) are far from 1, and the fall
 # begins at the first place, seen in the direction of travel: forwards at `linears.0`, backwards at
 # `linears.9`. When all layers are alike, all are at fault. (Twelve layers: the activation counts as one.)
+# Beside each stands what theory predicts of these very weights, from their sizes alone. The next
+# section derives it.
 #
 # ## Name the cause
 #
@@ -321,15 +325,17 @@ found = examine(other)
 #>
 #> vanishing-signal at linears.1
 #>   amplitude at the last hidden layer, relative to the input's:
-#>   measured 0.000241, expected 1
+#>   measured 0.000241, expected 1, predicted for these weights 0.000275
+#>   The scale of weights and biases explains it.
 #>   Replace the sigmoids between layers by nn.ReLU(), then call sk.lsuv(model, batch).
-#>   page: signal/kaiming/
+#>   page: docs/signal/kaiming.md in stabilitykit's repository
 #>
 #> vanishing-gradient at linears.9
 #>   gradient at the first layer, relative to the last hidden one's:
-#>   measured 0.000171, expected 1
+#>   measured 0.000171, expected 1, predicted for these weights 0.000179
+#>   The scale of weights and biases explains it.
 #>   Replace the sigmoids between layers by nn.ReLU(), then call sk.lsuv(model, batch).
-#>   page: signal/vanishing-exploding/
+#>   page: docs/signal/vanishing-exploding.md in stabilitykit's repository
 print(f"accuracy {train_it(other, epochs=5).test_accuracies[-1]:.1f}")
 #> accuracy 0.1
 

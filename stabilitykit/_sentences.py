@@ -1,0 +1,53 @@
+"""A finding in words."""
+
+from __future__ import annotations
+
+import os
+
+from stabilitykit._findings import Finding
+
+
+def shown(value: float | str | None) -> str:
+    """A measured or expected value in few digits.
+
+    Examples:
+        >>> shown(0.000123456), shown("None"), shown(float("inf")), shown(None)
+        ('0.000123', 'None', 'inf', '')
+    """
+    return "" if value is None else value if isinstance(value, str) else f"{value:.3g}"
+
+
+def compared(one: Finding) -> str:
+    """What was measured, what a healthy model has, and what theory predicts for these weights.
+
+    Examples:
+        >>> from stabilitykit._findings import finding
+        >>> compared(finding("vanishing-signal", "0", 3.1e-05, 1.0, "Do `this`."))
+        'measured 3.1e-05, expected 1'
+    """
+    said = f"measured {shown(one.measured)}, expected {shown(one.expected)}"
+    theory = f", predicted for these weights {shown(one.predicted)}"
+    return said if one.predicted is None else said + theory
+
+
+def explanation(one: Finding) -> str:
+    """Whether the scale of the weights explains it; nothing where theory has no prediction."""
+    return {
+        None: "",
+        True: "The scale of weights and biases explains it.",
+        False: "Something else than the scale of weights and biases does it: rescaling alone may "
+        "not cure it.",
+    }[one.explained]
+
+
+def read(one: Finding) -> str:
+    """Where its page is: on the site, of which STABILITYKIT_SITE has the address, or its source.
+
+    Examples:
+        >>> from stabilitykit._findings import finding
+        >>> read(finding("dead-units", "0", 1.0, 0.6, "Do `this`."))
+        "docs/signal/seeds.md in stabilitykit's repository"
+    """
+    if site := os.environ.get("STABILITYKIT_SITE"):
+        return f"{site.rstrip('/')}/{one.page}"
+    return f"docs/{one.page.rstrip('/')}.md in stabilitykit's repository"
