@@ -30,7 +30,7 @@ from scripts.pages.coverage import coverage_table, read_curriculum
 from scripts.pages.notebook import clean, execute
 from scripts.pages.parse import CONT
 from scripts.pages.progress import progress
-from scripts.pages.run import fork_server
+from scripts.pages.run import fork_server, preload_package
 from scripts.site import kept
 from scripts.site.claims import claims_table
 from scripts.site.costs import costs_table
@@ -120,6 +120,8 @@ _serving = False
 def on_startup(*, command, dirty) -> None:
     global _serving
     _serving = command == "serve"
+    if not _serving:
+        preload_package()
     if _serving or not (Path(_REPOSITORY) / ".cache" / "pages").exists():
         fork_server()  # it loads for seconds, beside whatever comes before the first page
 

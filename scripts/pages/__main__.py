@@ -11,6 +11,7 @@ from .build import TIMEOUT, build
 from .cache import write_whole
 from .problems import PageErrors
 from .progress import progress
+from .run import preload_package
 from .update import updated
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in paths:
         if not (path.is_file() and path.is_relative_to(root)):
             parser.error(f"{path} is not a file below {root}")
+    if root == ROOT:
+        preload_package()
     cache = None if options.no_cache else root / ".cache" / "pages"
     updating = options.command == "update"
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import contextlib
+import gc
 import io
 import linecache
 import os
@@ -71,6 +72,8 @@ def child(
     # A page whose build was killed has nobody to stop it: the kernel does.
     signal.alarm(int(timeout) + 10)
     os.chdir(workdir)
+    # What the fork server loaded is no garbage; to look through it again takes a sixth of the time.
+    gc.freeze()
     sys.path.insert(0, root)
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     try:

@@ -1,6 +1,6 @@
 """What every page's process would load for itself; the fork server loads it once for all.
 
-Not the package: a served site must see its changes.
+Not the package, since a served site must see its changes: see `preload_package`.
 """
 
 from importlib import import_module

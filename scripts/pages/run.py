@@ -17,7 +17,7 @@ from .child import Run, child
 from .parse import Page
 from .problems import PageError
 
-_PRELOAD = "scripts.pages.preload"
+_preloaded = ["scripts.pages.preload"]
 _REPOSITORY = str(Path(__file__).resolve().parents[2])
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _lock = threading.Lock()
@@ -58,6 +58,11 @@ def run(page: Page, root: Path, timeout: float, png: bool = False) -> Run | Page
         shutil.rmtree(workdir, ignore_errors=True)
 
 
+def preload_package() -> None:
+    """Load stabilitykit once for all pages, where it will not change while this process lives."""
+    _preloaded[1:] = ["stabilitykit", "stabilitykit.plots"]
+
+
 def fork_server():
     """Where pages' processes come from; it starts at the first call and takes seconds to load."""
     context = multiprocessing.get_context("forkserver")
@@ -67,7 +72,7 @@ def fork_server():
         before = {key: os.environ.get(key) for key in wanted}
         os.environ.update(wanted)
         try:
-            context.set_forkserver_preload([_PRELOAD])
+            context.set_forkserver_preload(_preloaded)
             multiprocessing.forkserver.ensure_running()
         finally:
             for key, value in before.items():
