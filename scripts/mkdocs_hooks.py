@@ -7,9 +7,6 @@ import logging
 import re
 import shutil
 import sys
-from collections import defaultdict
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from typing import TextIO
@@ -25,7 +22,7 @@ from mkdocs.utils.meta import get_data
 # put there when it was loaded: `on_config` puts it back for the processes that run the pages.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.pages import Building, Built, PageError, PageErrors, cache, downloads, render, start
+from scripts.pages import Built, cache, downloads, render, start
 from scripts.pages.coverage import coverage_table, read_curriculum
 from scripts.pages.notebook import clean, execute
 from scripts.pages.parse import CONT
@@ -42,12 +39,12 @@ from scripts.site.formulas import (
     render_bare,
     render_formulas,
 )
-from scripts.site.kept import Rendered
 from scripts.site.locate import formula_line, link_line
 from scripts.site.lock import locked
 from scripts.site.mend import failed, mend
 from scripts.site.navigation import written
 from scripts.site.search import sections
+from scripts.site.state import Site, listen
 from scripts.site.stylesheets import trim_site
 
 log = logging.getLogger("mkdocs.stabilitykit")
@@ -56,63 +53,9 @@ _REPOSITORY = str(Path(__file__).resolve().parents[1])
 
 _CLAIMS, _COVERAGE, _COSTS = "<!--claims-->", "<!--coverage-->", "<!--costs-->"
 _REFERS = re.compile(r"^::: |\]\[")
-_LINK_WARNING = re.compile(
-    r"Doc file '(?P<page>[^']+)' contains an?[\w ]* link(?: to)? '(?P<link>[^']*)'"
-)
 
 
-@dataclass
-class _Site:
-    """What one build knows; a live server starts a fresh one at every change."""
-
-    root: Path
-    docs: Path
-    files: dict[str, File] = field(default_factory=dict)
-    building: Building | None = None
-    shown: ExitStack = field(default_factory=ExitStack)  # the progress of the pages
-    built: dict[str, Built] = field(default_factory=dict)
-    characters: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    drawings: dict[str, list[str]] = field(default_factory=dict)
-    errors: list[PageError] = field(default_factory=list)
-    waited: set[str] = field(default_factory=set)
-    warned: set[str] = field(default_factory=set)
-    surroundings: str = ""
-    keys: dict[str, str] = field(default_factory=dict)
-    kept: dict[str, Rendered] = field(default_factory=dict)
-    group: dict[str, Rendered | None] = field(default_factory=dict)
-    group_key: str = ""
-    group_files: dict[str, bytes] = field(default_factory=dict)
-    plugins_warned: bool = False
-    sections: list[dict[str, str]] = field(default_factory=list)
-    downloads: dict[str, dict[str, bytes]] = field(default_factory=dict)
-
-    def name(self, file: File) -> str:
-        """What the engine calls a page."""
-        return (self.docs / file.src_uri).relative_to(self.root).as_posix()
-
-    def refuse(self, name: str, line: int, message: str) -> None:
-        self.errors.append(PageError(name, line, message))
-
-    def wait(self, *names: str) -> None:
-        """Return when these pages, or all, are in `built` or have their `errors` told."""
-        assert self.building
-        for name in names or self.building:
-            if name in self.waited or name not in self.building:
-                continue
-            self.waited.add(name)
-            try:
-                self.built[name] = self.building.wait(name)
-            except PageErrors as wrong:
-                self.errors += wrong.errors
-
-    def close(self) -> None:
-        """Run no further page."""
-        if self.building:
-            self.building.stop()
-        self.shown.close()
-
-
-_site = _Site(Path(), Path())
+_site = Site(Path(), Path())
 _lock: TextIO | None = None
 _serving = False
 
@@ -133,14 +76,11 @@ def on_config(config):
         sys.path.insert(0, _REPOSITORY)
     root = Path(config.config_file_path).resolve().parent
     _site.close()
-    _site = _Site(root, Path(config.docs_dir).resolve())
+    _site = Site(root, Path(config.docs_dir).resolve())
     if _lock:
         _lock.close()
     _lock = locked(config.site_dir, root / ".cache" / "locks")
-    logger = logging.getLogger("mkdocs.structure.pages")
-    if not any(isinstance(known, _NameLine) for known in logger.filters):
-        logger.addFilter(_NameLine())
-        logging.getLogger("mkdocs.plugins").addHandler(_Heard(logging.WARNING))
+    listen(_site)
     config.nav = written(config.nav or [], _site.docs)
     return config
 
@@ -426,25 +366,3 @@ def _figures(file) -> str:
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-
-
-class _Heard(logging.Handler):
-    """Remember that a plugin warned: what it warned of would not be seen again."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _site.plugins_warned = True
-
-
-class _NameLine(logging.Filter):
-    """Put page and line in front of MkDocs' warnings on links, which name the page alone."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        found = _LINK_WARNING.search(record.getMessage())
-        if found:
-            path = _site.docs / found["page"]
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-            line = link_line(found["link"], text)
-            name = path.relative_to(_site.root).as_posix()
-            _site.warned.add(name)
-            record.msg, record.args = f"{name}:{line}: {record.getMessage()}", ()
-        return True
