@@ -151,7 +151,7 @@ NETWORKS = {
     "the same, four times as wide": Network(lambda w: perceptron(4 * w, "gelu"), rows),
     "ResNet without normalisation": Network(lambda w: resnet(w, False), images),
     "ResNet with batch norm": Network(lambda w: resnet(w, True), images),
-    "VGG-like": Network(vgg, images),
+    "VGG-like": Network(vgg, images, 4),
     "pre-norm transformer encoder": Network(Encoder, sentences),
 }
 
