@@ -316,7 +316,9 @@ def on_post_build(*, config) -> None:
     cache.prune(_rendered())
     cache.prune(_site.root / ".cache" / "pages")
     if not _serving:
-        embed_fonts(site / "assets" / "katex" / "katex.min.css", _site.characters, _rendered())
+        formulas = site / "assets" / "katex" / "katex.min.css"
+        if formulas.exists():
+            embed_fonts(formulas, _site.characters, _rendered())
         trim_site(site)
     if _lock:
         _lock.close()

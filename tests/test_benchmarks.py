@@ -30,6 +30,15 @@ def test_every_format_has_the_same_code():
     assert "torch" not in site.plain(1, 2)
 
 
+def test_our_build_of_the_benchmark_shows_what_its_pages_print_and_draw(tmp_path):
+    ours = site.Site(site.TOOLS[0], tmp_path / "0", pages=1)
+    assert ours.build() > 0
+    html = tmp_path / "0" / "site" / "page0" / "index.html"
+    shown = html.read_text(encoding="utf-8")
+    assert ours.missing(0, shown) is None
+    assert ours.missing(0, shown.replace('class="sk-svg"', "")) == "a drawing"
+
+
 def test_ratios():
     seconds = {
         "this engine": {state: [2.0, 1.0, 4.0] for state in site.STATES},
