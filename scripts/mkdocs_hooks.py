@@ -110,15 +110,20 @@ def on_files(files, config):
     return files
 
 
-def _turn(file: File) -> int:
-    """First what need not run, while the processes start; last what tells of all the others."""
+def _turn(file: File) -> tuple[int, bool, int]:
+    """First what need not run, while the processes start; last what tells of all the others.
+
+    Between them notebooks, which take long to render, and the longest pages come first, so that at
+    the end nothing waits for one.
+    """
     path = Path(file.abs_src_path or "")
     if path.suffix not in {".md", ".py"}:
-        return 0
+        return 0, True, 0
     text = path.read_text(encoding="utf-8")
     if _CLAIMS in text or _COVERAGE in text:
-        return 2
-    return int(path.suffix == ".py" or "```python" in text)
+        return 2, True, 0
+    notebook = path.suffix == ".py"
+    return int(notebook or "```python" in text), not notebook, -len(text)
 
 
 def _recall_group() -> None:
@@ -308,7 +313,9 @@ def on_post_build(*, config) -> None:
             _write(site / _figures(file) / f"{figure.name}.svg", figure.svg)
             if figure.png:
                 _write(site / _figures(file) / f"{figure.name}.png", figure.png)
-    index = json.dumps({"docs": _site.sections}, ensure_ascii=False).encode()
+    # By page, since the order in which pages are rendered follows their length.
+    found = sorted(_site.sections, key=lambda section: section["location"].partition("#")[0])
+    index = json.dumps({"docs": found}, ensure_ascii=False).encode()
     _write(site / "search" / "search_index.json", index)
     for name, content in _site.group_files.items():
         _write(site / name, content)
