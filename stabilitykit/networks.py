@@ -160,22 +160,26 @@ class Ensemble(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        networks = []
-        with torch.random.fork_rng(devices=[]):
-            for seed in listed_seeds(seeds):
-                torch.manual_seed(seed)
-                networks.append(MLP(widths, activation, bias=bias).linears)
-        layers = list(zip(*networks, strict=True))
-        self.activation = as_module(activation)
-        self.weights = nn.ParameterList(
-            nn.Parameter(torch.stack([linear.weight.detach() for linear in layer]))
-            for layer in layers
-        )
-        self.biases = nn.ParameterList(
-            nn.Parameter(torch.stack([linear.bias.detach()[None] for linear in layer]))
-            for layer in layers
-            if bias
-        )
+        drawn = listed_seeds(seeds)
+        # torch.manual_seed takes a millisecond for all the other devices.
+        on_cpu = torch.get_default_device().type == "cpu"
+        manual_seed = torch.default_generator.manual_seed if on_cpu else torch.manual_seed
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            one = MLP(widths, activation, bias=bias)
+            self.activation = one.activation
+            self.weights = nn.ParameterList(
+                torch.empty(len(drawn), *linear.weight.shape) for linear in one.linears
+            )
+            self.biases = nn.ParameterList(
+                torch.empty(len(drawn), 1, linear.out_features) for linear in one.linears if bias
+            )
+            for network, seed in enumerate(drawn):
+                manual_seed(seed)
+                for layer, linear in enumerate(one.linears):
+                    linear.reset_parameters()
+                    self.weights[layer][network] = linear.weight
+                    if bias:
+                        self.biases[layer][network, 0] = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [networks, batch, out] for inputs [batch, in] or [networks, batch, in]."""
