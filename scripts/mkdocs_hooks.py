@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import re
@@ -64,6 +65,7 @@ def on_startup(*, command, dirty) -> None:
     global _serving
     _serving = command == "serve"
     if not _serving:
+        gc.disable()  # a sixth of a build that changes nothing, and it ends soon
         preload_package()
     if _serving or not (Path(_REPOSITORY) / ".cache" / "pages").exists():
         fork_server()  # it loads for seconds, beside whatever comes before the first page

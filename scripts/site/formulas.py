@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from html import escape, unescape
 from pathlib import Path
@@ -37,15 +37,18 @@ _BARE = re.compile(r"\\\((.+?)\\\)", re.S)
 # Strict: what LaTeX would refuse is refused, since it is most likely a slip. The error is caught
 # in JavaScript, where its message has no stack.
 _RENDER = """
-(function (formula) {
-  try {
-    return JSON.stringify({html: katex.renderToString(formula.tex, {
-      displayMode: formula.display, strict: "error", throwOnError: true})});
-  } catch (error) {
-    return JSON.stringify({error: error.rawMessage || error.message});
-  }
-})(dukpy["formula"])
+function render(formulas) {
+  return JSON.stringify(formulas.map(function ([tex, display]) {
+    try {
+      return {html: katex.renderToString(tex, {
+        displayMode: display, strict: "error", throwOnError: true})};
+    } catch (error) {
+      return {error: error.rawMessage || error.message};
+    }
+  }));
+}
 """
+_answers: dict[tuple[str, bool], dict[str, str]] = {}
 
 
 class FormulaError(ValueError):
@@ -58,14 +61,19 @@ class FormulaError(ValueError):
 
 @cache
 def _engine():
-    import dukpy
+    from py_mini_racer import MiniRacer
 
-    engine = dukpy.JSInterpreter()
-    engine.evaljs(_KATEX.read_text(encoding="utf-8") + ";0")
+    engine = MiniRacer()
+    engine.eval(_KATEX.read_text(encoding="utf-8") + _RENDER)
     return engine
 
 
-@cache
+def _ask(formulas: Iterable[tuple[str, bool]]) -> None:
+    """Have KaTeX answer all at once: one call costs as much as a few formulas."""
+    if asked := [formula for formula in dict.fromkeys(formulas) if formula not in _answers]:
+        _answers.update(zip(asked, json.loads(_engine().call("render", asked)), strict=True))
+
+
 def render_formula(tex: str, *, display: bool = False) -> str:
     r"""A formula as HTML with MathML.
 
@@ -76,12 +84,13 @@ def render_formula(tex: str, *, display: bool = False) -> str:
     Raises:
         FormulaError: KaTeX cannot read it, or LaTeX would not.
     """
-    answer = _engine().evaljs(_RENDER, formula={"tex": tex.strip(), "display": display})
-    result = json.loads(answer)
+    tex = tex.strip()
+    _ask([(tex, display)])
+    result = _answers[tex, display]
     if "error" in result:
-        raise FormulaError(tex.strip(), result["error"])
+        raise FormulaError(tex, result["error"])
     if lacking := _NO_FONT.search(result["html"]):
-        raise FormulaError(tex.strip(), f"the site has no font for \\{lacking[1]}")
+        raise FormulaError(tex, f"the site has no font for \\{lacking[1]}")
     # The source is for editors that copy formulas; no reader sees or hears it.
     return re.sub(r"<annotation.*?</annotation>", "", result["html"])
 
@@ -95,13 +104,16 @@ def render_formulas(html: str, refuse: Callable[[FormulaError], None]) -> str:
     """
 
     def replaced(match: re.Match[str]) -> str:
-        display = match["open"] == "["
         # An element that never nests in itself, so that it can be found as a whole.
-        rendered = _rendered(unescape(match["tex"]), display, refuse)
-        formula = f"<sk-formula>{rendered}</sk-formula>"
+        formula = f"<sk-formula>{_rendered(*_asked(match), refuse)}</sk-formula>"
         return f'<{match["tag"]} class="sk-math">{formula}</{match["tag"]}>'
 
+    _ask(map(_asked, _SPAN.finditer(html)))
     return _SPAN.sub(replaced, html)
+
+
+def _asked(match: re.Match[str]) -> tuple[str, bool]:
+    return unescape(match["tex"]).strip(), match["open"] == "["
 
 
 def render_bare(text: str, refuse: Callable[[FormulaError], None]) -> str:
