@@ -166,16 +166,17 @@ class Ensemble(nn.Module):
         manual_seed = torch.default_generator.manual_seed if on_cpu else torch.manual_seed
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             one = MLP(widths, activation, bias=bias)
+            layers: list[Any] = list(one.linears)
             self.activation = one.activation
             self.weights = nn.ParameterList(
-                torch.empty(len(drawn), *linear.weight.shape) for linear in one.linears
+                torch.empty(len(drawn), *linear.weight.shape) for linear in layers
             )
             self.biases = nn.ParameterList(
-                torch.empty(len(drawn), 1, linear.out_features) for linear in one.linears if bias
+                torch.empty(len(drawn), 1, linear.out_features) for linear in layers if bias
             )
             for network, seed in enumerate(drawn):
                 manual_seed(seed)
-                for layer, linear in enumerate(one.linears):
+                for layer, linear in enumerate(layers):
                     linear.reset_parameters()
                     self.weights[layer][network] = linear.weight
                     if bias:
