@@ -211,10 +211,10 @@ assert heard == len(list(model.parameters()))
 # <!--fold: Answers-->
 
 # %%
-dying = [lr for lr in (0.1, 0.2, 0.4, 0.8, 1.6) if watch(lr)[-1, 2] > 0]
-print(f"units die from a rate of about {dying[0]:g}")
+dying = next(lr for lr in (0.1, 0.2, 0.4, 0.8, 1.6) if watch(lr)[-1, 2] > 0)
+print(f"units die from a rate of about {dying:g}")
 #> units die from a rate of about 0.4
-assert 0.1 < dying[0] < 1
+assert 0.1 < dying < 1
 
 # %% [markdown]
 # With the norm clipped to 1/10, no step at rate 2 is longer than 1/5:
