@@ -1,13 +1,13 @@
 # ---
-# description: A transformer encoder on real images that falls to chance within an epoch, and the one number that says so before the first step.
+# description: A transformer encoder on real images that stays at chance, and the one number that says so before the first step.
 # ---
 
 # %% [markdown]
-# # Why does this transformer forget what it learnt?
+# # Why does this transformer never learn?
 #
 # The patient reads handwritten digits as eight tokens, one for each row of pixels. Four encoder layers
 # with the normalisation after each addition, as in the first transformer; Adam; a learning rate that
-# works for many a small network. It ends at chance. This page finds out why from one step, cures it,
+# works for many a small network. It stays at chance. This page finds out why from one step, cures it,
 # and then asks which of the usual remedies would have helped.
 
 # %%
@@ -236,7 +236,7 @@ print(f"3. η√(n/2): {0.03 * np.sqrt(32 / 2):.2f} for 32 inputs")
 # ## Read on
 #
 # - [What do Adagrad, RMSprop and Adam divide by?](../descent/adaptive.md)
-# - [What is wrong with my model?](index.md) The other findings.
+# - [`update-too-large`](index.md#update-too-large), the finding of this page, and the others.
 #
 # ## Sources
 #
