@@ -162,8 +162,8 @@ assert moved[0] < 0.01
 #
 # ## Are the weights too small?
 #
-# If each layer divides by 7, let us multiply by 7. The backward gain asks for the weights that
-# keep the gradient's size when the pre-activations have variance 1:
+# If each layer divides by 7, larger weights can multiply by 7. The backward gain asks for the
+# weights that keep the gradient's size when the pre-activations have variance 1:
 
 # %%
 weight_var = sk.gain("sigmoid").backward ** 2
@@ -219,8 +219,8 @@ ax.legend()
 
 # %% [markdown]
 # <!--figure: name="what-is-left-of-the-images"
-# alt="Two falling curves on a logarithmic axis: with default weights the share that tells images apart drops by about fifty a layer, with larger weights by about two a layer; points follow the predicted lines."
-# caption="**All images become one.** Points: median over 6 seeds with the band from the 5th to the 95th percentile, float64. Lines: a factor χ per layer, pinned to the second layer, the first that sees sigmoids. Below 10⁻¹⁵ rounding is all there is."-->
+# alt="Two falling curves on a logarithmic axis: with default weights the share that tells images apart drops by about fifty a layer, with larger weights by about two a layer; points follow the predicted lines, those of the larger weights a little below."
+# caption="**All images become one.** Points: median over 6 seeds with the band from the 5th to the 95th percentile, float64. Lines: a factor χ per layer, pinned to the second layer, the first that sees sigmoids. The points of the larger weights end at about a third of their line, mostly because 64 units are few: χ is the factor of wide layers. Below 10⁻¹⁵, where the axis ends, they are lost in the rounding of float32, in which the network trains."-->
 
 # %%
 matched = sk.MeanField("sigmoid", weight_var, 0.0)
@@ -306,7 +306,8 @@ ax.legend(loc="center right")
 #
 # 1. Predict, then try: how many hidden layers can torch's default tanh network have before it
 #    stays at chance? Compare with its depth scale, `small.depth_scale()`.
-# 2. What does the same treatment do to ReLU? Its own critical value is not 1.
+# 2. What does the same treatment do to ReLU? Its own critical value is not 1. Try the learning rate
+#    of all the others, and then 0.03.
 # 3. Replace the sigmoid by $\mathrm{sigmoid}(x) - 1/2$. Is that enough, and with which weights?
 #
 # <!--fold: Answers-->
@@ -314,17 +315,44 @@ ax.legend(loc="center right")
 # %%
 print(f"depth scale of default tanh: {float(small.depth_scale()):.1f} layers")
 #> depth scale of default tanh: 0.9 layers
-print(f"critical n·Var(w) of ReLU: {float(sk.critical_weight_var('relu')):.1f}")
+for hidden in (5, 10):
+    torch.manual_seed(0)
+    shallow = train_it(sk.MLP([64] * (hidden + 1) + [10], "tanh"))
+    print(f"{hidden} hidden layers: accuracy {shallow.test_accuracies[-1]:.1f}")
+#> 5 hidden layers: accuracy 0.9
+#> 10 hidden layers: accuracy 0.1
+
+# %% [markdown]
+# A network is trainable to about six depth scales, here five or six layers; ten are too many.
+
+# %%
+critical = float(sk.critical_weight_var("relu"))
+print(f"critical n·Var(w) of ReLU: {critical:.1f}")
 #> critical n·Var(w) of ReLU: 2.0
+for lr in (0.1, 0.03):
+    relu = train_it(make("relu", critical), lr)
+    print(f"learning rate {lr:g}: accuracy {relu.test_accuracies[-1]:.1f}")
+#> learning rate 0.1: accuracy 0.2
+#> learning rate 0.03: accuracy 0.8
+
+# %% [markdown]
+# ReLU too learns at its critical value, with a shorter step and less well than tanh.
+
+# %%
 centred = train_it(make(lambda z: torch.sigmoid(z) - 0.5, 16.0))
 print(f"centred sigmoid, n·Var(w) = 16: accuracy {centred.test_accuracies[-1]:.1f}")
 #> centred sigmoid, n·Var(w) = 16: accuracy 0.8
 
 # %% [markdown]
-# A network is trainable to about six depth scales, here five or six layers. The centred sigmoid is
-# tanh again, $\tfrac12\tanh(x/2)$, whose slope at zero is $1/4$: the edge lies at $4^2 = 16$.
+# The centred sigmoid is tanh again, $\tfrac12\tanh(x/2)$, whose slope at zero is $1/4$: the edge lies at $4^2 = 16$.
 #
 # <!--fold: end-->
+#
+# ## Read on
+#
+# - [Why do sigmoids stop learning?](../signal/saturation.md) Slopes, and where units saturate.
+# - [How deep can a plain network be?](../signal/edge-of-chaos.md) The critical value and the depth scale.
+# - [`vanishing-gradient`](index.md#vanishing-gradient), the finding of this page, and the others.
 #
 # ## Sources
 #
