@@ -127,8 +127,8 @@ axes[0].legend()
 
 # %% [markdown]
 # <!--figure: name="when-units-die"
-# alt="Two panels against the step, 0 to 19. At learning rate 0.1 no channel of any convolution dies. At learning rate 2 the share jumps within a few steps for the second and third convolution and does not come back."
-# caption="**They die within a dozen steps, and most stay dead.** First epoch, batches of 64, seed 0; a channel counts as dead when it is 0 at every place of every image of the batch. Measured by `sk.Probe` in exact mode. Another batch may wake a channel; a share that stays says that none did."-->
+# alt="Two panels against the step, 0 to 19. At learning rate 0.1 no channel of any convolution dies. At learning rate 2 the first convolution lives; at step 5 the share jumps to about a half for the second, where it stays, and to more than a half for the third, where it goes up and down and never comes back below a half."
+# caption="**Half of them die at one step, and stay dead.** First epoch, batches of 64, seed 0; a channel counts as dead when it is 0 at every place of every image of the batch. Measured by `sk.Probe` in exact mode. Another batch may wake a channel; a share that stays says that none did."-->
 
 # %%
 print(f"dead at the start: {deaths[2.0][0].max():.0%}")
@@ -203,8 +203,8 @@ assert heard == len(list(model.parameters()))
 #
 # ## Exercises
 #
-# 1. At which rate between 0.1 and 2 does this network begin to die? Predict from the stable step
-#    2/λ of [gradient descent](../descent/gradient-descent.md), then try.
+# 1. The first step passed at a rate of 2. At which rate between 0.1 and 2 does this network begin to
+#    die? Guess, then try it with `watch`.
 # 2. Does it help to clip the gradient's norm to 1/10 at rate 2?
 # 3. Why does the theorem not apply to the [SiLU](../signal/gain.md)?
 #
@@ -217,6 +217,9 @@ print(f"units die from a rate of about {dying:g}")
 assert 0.1 < dying < 1
 
 # %% [markdown]
+# Far below the rate whose first step passed. The step that kills is a later one, from other weights: a
+# diagnosis of the start says nothing of it.
+#
 # With the norm clipped to 1/10, no step at rate 2 is longer than 1/5:
 
 # %%
@@ -233,7 +236,8 @@ print(f"more than eight in ten: {bool(hits > 0.8)}")
 #> more than eight in ten: True
 
 # %% [markdown]
-# The SiLU is zero at one point only, so no pre-activation gives an exact zero slope for a whole set.
+# The slope of ReLU is zero on a half-line, that of the SiLU at one point only. So a unit's gradient is not a
+# sum of zeros, wherever its pre-activations lie.
 #
 # %% [markdown]
 # <!--fold: end-->
@@ -241,6 +245,7 @@ print(f"more than eight in ten: {bool(hits > 0.8)}")
 # ## Read on
 #
 # - [Why do two seeds train so differently?](../signal/seeds.md) Units that are born dead.
+# - [What does clipping a gradient change?](../remedies/clipping.md) Why exercise 2 comes out as it does.
 # - [What is wrong with my model?](index.md) The other findings.
 #
 # ## Sources
