@@ -54,13 +54,15 @@ def _cell(built: Built, number: int) -> nbformat.NotebookNode:
         outputs.append(new_output("stream", name="stdout", text="\n".join(printed) + "\n"))
     if block.figure:
         figure = next(f for f in built.figures if f.name == block.figure.name)
-        data = {"image/svg+xml": figure.svg.decode(), "text/html": _html(figure)}
+        # The plugin parses what it shows, and `clean` puts the figure in: see there.
+        stub = f'<figure id="figure-{figure.name}"></figure>'
+        data = {"image/svg+xml": figure.svg.decode(), "text/html": stub}
         outputs.append(new_output("display_data", data=data))
     code = "\n".join(line for line in block.code.splitlines() if not line.startswith("#>"))
     return new_code_cell(code.strip(), outputs=outputs, execution_count=number + 1)
 
 
-def _html(figure: Figure, link: Callable[[str], str] = lambda to: to) -> str:
+def _html(figure: Figure, link: Callable[[str], str]) -> str:
     caption = markdown(figure.caption).removeprefix("<p>").removesuffix("</p>")
     caption = re.sub(
         r'(?<= href=")[^"]*', lambda target: escape(link(unescape(target[0]))), caption
