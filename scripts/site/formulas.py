@@ -38,7 +38,7 @@ _BARE = re.compile(r"\\\((.+?)\\\)", re.S)
 # in JavaScript, where its message has no stack.
 _RENDER = """
 function render(formulas) {
-  return JSON.stringify(formulas.map(function ([tex, display]) {
+  return JSON.stringify(JSON.parse(formulas).map(function ([tex, display]) {
     try {
       return {html: katex.renderToString(tex, {
         displayMode: display, strict: "error", throwOnError: true})};
@@ -61,17 +61,18 @@ class FormulaError(ValueError):
 
 @cache
 def _engine():
-    from py_mini_racer import MiniRacer
+    import quickjs
 
-    engine = MiniRacer()
-    engine.eval(_KATEX.read_text(encoding="utf-8") + _RENDER)
-    return engine
+    engine = quickjs.Context()
+    engine.eval(_KATEX.read_text(encoding="utf-8"))
+    engine.eval(_RENDER)
+    return engine.get("render")
 
 
 def _ask(formulas: Iterable[tuple[str, bool]]) -> None:
     """Have KaTeX answer all at once: one call costs as much as a few formulas."""
     if asked := [formula for formula in dict.fromkeys(formulas) if formula not in _answers]:
-        _answers.update(zip(asked, json.loads(_engine().call("render", asked)), strict=True))
+        _answers.update(zip(asked, json.loads(_engine()(json.dumps(asked))), strict=True))
 
 
 def render_formula(tex: str, *, display: bool = False) -> str:

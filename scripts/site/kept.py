@@ -28,7 +28,7 @@ _RENDERERS = (
     "mkdocs-autorefs",
     "griffelib",
     "nbconvert",
-    "mini-racer",
+    "quickjs-ng",
 )
 
 
