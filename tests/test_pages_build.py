@@ -2,11 +2,12 @@
 
 import os
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
 
-from scripts.pages import PageErrors, build, downloads, render
+from scripts.pages import PageErrors, build, downloads, render, start
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -120,6 +121,31 @@ def test_a_block_that_never_ends_is_stopped_and_named(site, stuck):
     found = corrupted(site, "half = 1 / 2", f"{stuck}\nhalf = 1 / 2", timeout=3.0)
     assert found == [(9, "this statement was still running when the page had 3 s")]
     assert time.monotonic() - start < 60
+
+
+def test_a_building_that_is_stopped_ends_the_pages_that_run(tmp_path):
+    docs, told, begun = tmp_path / "docs", [], tmp_path / "begun"
+    docs.mkdir()
+    for name in ("a", "b"):
+        code = f"from pathlib import Path\nimport time\nPath({str(begun)!r}).touch()\n"
+        (docs / f"{name}.md").write_text(f"```python\n{code}time.sleep(1000)\n```\n")
+    building = start(
+        sorted(docs.glob("*.md")),
+        root=docs,
+        jobs=1,
+        report=lambda page, what, seconds: told.append((page, what)),
+    )
+    deadline = time.monotonic() + 60
+    while not begun.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    building.stop()
+    stopped = time.monotonic()
+    for name in ("a.md", "b.md"):
+        with pytest.raises(CancelledError):
+            building.wait(name)
+    assert time.monotonic() - stopped < 30
+    assert told == [("a.md", "running")]
 
 
 def test_all_problems_of_all_pages_are_reported(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from .coverage import covered
 from .draw import themed
 from .parse import Claim, Page, parse
 from .problems import PageError, PageErrors
-from .run import run
+from .run import Running, run
 from .tree import files
 
 TIMEOUT = 120.0  # convention: seconds for one page on a busy machine; the plan allows 8
@@ -85,6 +85,7 @@ class Building:
     pages: dict[str, Page]
     _futures: dict[str, Future[Built]]
     _pool: ThreadPoolExecutor
+    _running: Running
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._futures)
@@ -94,8 +95,9 @@ class Building:
         return self._futures[name].result()
 
     def stop(self) -> None:
-        """Begin no further page."""
+        """End the pages that are running, and begin no further one."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._running.stop()
 
 
 def start(
@@ -132,7 +134,9 @@ def start(
             if page.blocks:
                 tell(page.name, "running", 0.0)
                 before = files(root)
-                result = run(page, root, timeout, png)
+                result = run(page, root, timeout, png, running)
+                if running.stopped:
+                    raise CancelledError
                 if left := files(root) - before:
                     message = f"this page may not write in the repository, and left {min(left)}"
                     result = PageError(page.name, page.blocks[0].line, message)
@@ -153,7 +157,8 @@ def start(
         return Built(page, result, cached)
 
     pool = ThreadPoolExecutor(jobs or os.cpu_count() or 1)
-    building = Building({}, {}, pool)
+    running = Running()
+    building = Building({}, {}, pool, running)
     for path in paths:
         name = path.resolve().relative_to(root.resolve()).as_posix()
         try:

@@ -12,6 +12,7 @@ import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from .child import Run, child
 from .parse import Page
@@ -23,7 +24,35 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _lock = threading.Lock()
 
 
-def run(page: Page, root: Path, timeout: float, png: bool = False) -> Run | PageError:
+class Running:
+    """The processes of pages that run now."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._processes: set[Any] = set()
+        self._lock = threading.Lock()
+
+    def add(self, process) -> None:
+        with self._lock:
+            self._processes.add(process)
+            if self.stopped:
+                _kill(process)
+
+    def remove(self, process) -> None:
+        with self._lock:
+            self._processes.discard(process)
+
+    def stop(self) -> None:
+        """End them all, and every one that is added later."""
+        with self._lock:
+            self.stopped = True
+            for process in self._processes:
+                _kill(process)
+
+
+def run(
+    page: Page, root: Path, timeout: float, png: bool = False, running: Running | None = None
+) -> Run | PageError:
     """Run a page's blocks from top to bottom in one namespace.
 
     Args:
@@ -31,10 +60,12 @@ def run(page: Page, root: Path, timeout: float, png: bool = False) -> Run | Page
         root: the repository; a page may read in it and may not write in it.
         timeout: seconds that the whole page may take.
         png: draw every figure as PNG as well, not the first one only.
+        running: knows the page's process while it runs, and may end it.
 
     Returns:
         what the page did, or the error that stopped it.
     """
+    running = running or Running()
     context = fork_server()
     receiver, sender = context.Pipe(duplex=False)
     workdir = tempfile.mkdtemp(prefix="page-")
@@ -45,12 +76,14 @@ def run(page: Page, root: Path, timeout: float, png: bool = False) -> Run | Page
     )
     process.start()
     sender.close()
+    running.add(process)
     try:
         result = _watch(page, process, receiver, timeout)
         if isinstance(result, Run):
             process.join(1)  # else what it registered, such as locks, is reported as leaked
         return result
     finally:
+        running.remove(process)
         if process.is_alive():
             _kill(process)
         process.join()
