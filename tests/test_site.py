@@ -83,9 +83,13 @@ def visit(browser, address):
             if response.status >= 400:
                 problems.append(f"{response.status}: {response.url}")
 
+        def failed(request):
+            if request.failure != "net::ERR_ABORTED":  # by a reload, on its way
+                problems.append(f"failed: {request.url}")
+
         tab.on("request", asked)
         tab.on("response", answered)
-        tab.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
+        tab.on("requestfailed", failed)
         tab.on("console", lambda message: problems.append(f"console: {message.text}"))
         tab.on("pageerror", lambda error: problems.append(f"script: {error}"))
         tab.goto(urljoin(address, page), wait_until="load")
