@@ -329,6 +329,7 @@ def on_post_build(*, config) -> None:
         if formulas.exists():
             embed_fonts(formulas, _site.characters, _rendered())
         trim_site(site)
+        gc.freeze()  # else the end of the process searches for two seconds what it throws away
     if _lock:
         _lock.close()
 

@@ -273,3 +273,17 @@ def test_powers_at_a_logarithmic_axis_are_text():
     labels = {t.get_text() for t in axes.get_xticklabels()}
     assert {"10⁻⁵", "10³"} <= labels
     assert "3×10⁰" in [t.get_text() for t in axes.get_yticklabels(which="both")]
+
+
+def test_an_axis_of_many_powers_of_ten_has_no_ticks_between_them():
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from scripts.pages.draw import capture, style
+
+    with mpl.rc_context(style()):
+        axes = Figure().subplots()
+        axes.loglog([1, 1e3], [20, 90])
+        capture(axes.figure, "salt", png=False)
+    assert len(axes.xaxis.get_minorticklocs()) == 0
+    assert {30, 40, 50, 60, 70, 80} <= set(axes.yaxis.get_minorticklocs())
