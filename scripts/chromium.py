@@ -8,6 +8,25 @@ import subprocess
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# The second is what Playwright's own Node.js needs, and a small Debian lacks.
+PACKAGES = ("chromium", "libatomic1")
+
+
+def ready() -> str | None:
+    """The path of a Chromium that Playwright can drive, installed where that can be done.
+
+    Raises:
+        ValueError: `CHROMIUM` is set and names no program.
+    """
+    browser = find()
+    if browser and drives():
+        return browser
+    browser = install() or browser
+    if browser and drives():
+        return browser
+    if browser:
+        print(f"Playwright does not start, so {browser} cannot be used; it may need libatomic1")
+    return None
 
 
 def find() -> str | None:
@@ -24,15 +43,24 @@ def find() -> str | None:
     for name in NAMES:
         if found := shutil.which(name):
             return found
-    return _playwrights()
+    path = _playwrights()
+    return path if path and Path(path).exists() else None
+
+
+def drives() -> bool:
+    """Whether Playwright starts on this machine."""
+    return _playwrights() is not None
 
 
 def _playwrights() -> str | None:
+    """Where Playwright would have its own Chromium; None where it does not start."""
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright:
-        path = playwright.chromium.executable_path
-    return path if Path(path).exists() else None
+    try:
+        with sync_playwright() as playwright:
+            return playwright.chromium.executable_path
+    except Exception:  # it has no narrower kind for a driver that ends at once
+        return None
 
 
 def install() -> str | None:
@@ -43,7 +71,7 @@ def install() -> str | None:
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (
         ["apt-get", "update", "-qq"],
-        ["apt-get", "install", "-qq", "-y", "--no-install-recommends", "chromium"],
+        ["apt-get", "install", "-qq", "-y", "--no-install-recommends", *PACKAGES],
     ):
         done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True

@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     """
     environment = dict(os.environ)
     try:
-        browser = chromium.find() or chromium.install()
+        browser = chromium.ready()
     except ValueError as reason:
         print(reason, file=sys.stderr)
         return 1

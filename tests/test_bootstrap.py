@@ -258,7 +258,12 @@ class TestChromium:
         assert chromium.install() is None
         monkeypatch.setattr(os, "geteuid", lambda: 0)
         assert chromium.install() == str(tmp_path / "chromium")
-        assert (tmp_path / "calls").read_text().splitlines()[-1].endswith("recommends chromium")
+        assert (
+            (tmp_path / "calls")
+            .read_text()
+            .splitlines()[-1]
+            .endswith("recommends chromium libatomic1")
+        )
 
     def test_debian_fails(self, monkeypatch, tmp_path, capsys):
         stand_in(tmp_path, "apt-get", "echo 'E: no index' >&2; exit 100")
@@ -266,6 +271,23 @@ class TestChromium:
         monkeypatch.setattr(os, "geteuid", lambda: 0)
         assert chromium.install() is None
         assert "apt-get update -qq failed: E: no index" in capsys.readouterr().out
+
+    def test_playwright_that_does_not_start(self, monkeypatch, tmp_path, capsys):
+        """As where its Node.js lacks a library: mended by the installation, else said."""
+        program = stand_in(tmp_path, "chromium", "exit 0")
+        monkeypatch.delenv("CHROMIUM", raising=False)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setenv("PLAYWRIGHT_NODEJS_PATH", str(stand_in(tmp_path, "node", "exit 127")))
+        assert not chromium.drives()
+        assert chromium.ready() is None
+        assert f"{program} cannot be used; it may need libatomic1" in capsys.readouterr().out
+
+        def install():
+            monkeypatch.delenv("PLAYWRIGHT_NODEJS_PATH")
+            return "installed"
+
+        monkeypatch.setattr(chromium, "install", install)
+        assert chromium.ready() == "installed"
 
 
 def test_help_lists_every_target():
