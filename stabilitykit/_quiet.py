@@ -37,9 +37,9 @@ class Quiet:
 
     def __enter__(self) -> None:
         self._grad = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
         self._modes = torch._C.DisableTorchFunction()
         self._modes.__enter__()
+        torch._C._set_grad_enabled(False)  # which the modes would see, too
         self._transforms: Any = None
         if _functorch.peek_interpreter_stack() is not None:
             self._transforms = temporarily_clear_interpreter_stack()
@@ -48,8 +48,8 @@ class Quiet:
     def __exit__(self, *error: Any) -> None:
         if self._transforms is not None:
             self._transforms.__exit__(None, None, None)
-        self._modes.__exit__(None, None, None)
         torch._C._set_grad_enabled(self._grad)
+        self._modes.__exit__(None, None, None)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
