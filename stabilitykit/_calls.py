@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -24,16 +25,6 @@ class Flatness(NamedTuple):
 NOT_FLAT = Flatness()
 
 
-class Seen(NamedTuple):
-    """The output of a layer, which what follows may get as it is."""
-
-    tensor: weakref.ref[Tensor]
-    version: int
-    written: Written
-    row: Tensor | None  # its sample, as long as `Ledger.drained` is the same
-    drained: int
-
-
 @dataclass(slots=True)
 class Call:
     """One call of a layer, as places in the ledger."""
@@ -46,6 +37,17 @@ class Call:
     flatness: Flatness
     gradient: Written | None = None
     order: int = 0  # in which the gradients came
+
+
+class Seen(NamedTuple):
+    """The output of a layer, which what follows may get as it is."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+    written: Written
+    row: Tensor | None  # its sample, as long as `Ledger.drained` is the same
+    drained: int
+    box: list[Call]  # whose output it is
 
 
 @dataclass(slots=True, eq=False)
@@ -73,3 +75,18 @@ class Step:
     )
     gradients: int = 0
     started: bool = False
+
+
+def kind(module: nn.Module) -> str:
+    """The lower-case name of the class, as it was before FSDP2 or a parametrization changed it."""
+    return _kind(type(module))  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=256)
+def _kind(made: type) -> str:
+    while (base := made.__bases__[-1]) and made.__name__ in (
+        "FSDP" + base.__name__,
+        "Parametrized" + base.__name__,
+    ):
+        made = base
+    return made.__name__.lower()

@@ -114,11 +114,14 @@ def _intervals(
 
 
 def within(low: Tensor, high: Tensor, intervals: Intervals) -> Tensor:
-    """Whether [low, high] lies in one of the intervals."""
-    found = torch.zeros_like(low, dtype=torch.bool)
+    """Whether [low, high] lies in one of the intervals; false where it is nan."""
+    found: Tensor | None = None
     for start, stop in intervals:
-        found |= (low >= start) & (high <= stop)
-    return found
+        inside = high <= stop if start == -math.inf else low >= start
+        if start > -math.inf and stop < math.inf:
+            inside &= high <= stop
+        found = inside if found is None else found | inside
+    return torch.zeros_like(low, dtype=torch.bool) if found is None else found
 
 
 @lru_cache(maxsize=256)

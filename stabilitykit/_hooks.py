@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from stabilitykit._calls import NOT_FLAT, Call, Flatness, Frame, Seen, Step
+from stabilitykit._calls import NOT_FLAT, Call, Flatness, Frame, Seen, Step, kind
 from stabilitykit._flatness import (
     ACTIVATIONS,
     LAYOUTS,
@@ -22,7 +22,7 @@ from stabilitykit._flatness import (
     flat,
     units_dimension,
 )
-from stabilitykit._ledger import Ledger, Written
+from stabilitykit._ledger import Ledger
 from stabilitykit._quiet import Quiet, in_backward, plain, tensors
 from stabilitykit._samples import SAMPLE, has_values
 
@@ -212,36 +212,40 @@ class Hooks:
 
     def _record(self, layer: str, kind: str, output: Any, flatness: Flatness) -> None:
         with Quiet():  # else each look at a tensor goes through the mode
-            tensor = next(tensors(output), None)
-            if tensor is None:
+            tensor = output if type(output) is Tensor else next(tensors(output), None)
+            if tensor is None or not has_values(tensor):
                 return
             step, key = self.step, (layer, kind)
-            box: list[Call] = []
             grows = tensor.requires_grad
             if in_backward():  # a checkpoint computes its part again
-                if key not in step.without_graph or not grows:
-                    return
-                step.again[key].append(box)
-            else:
-                number = step.counts.get(key, 0)
-                step.counts[key] = number + 1
-                inner = plain(tensor)
-                written = self._written(tensor, inner, flatness)
-                call = Call(layer, kind, number, tuple(inner.shape), written, flatness)
-                step.calls.append(call)
-                if not grows:
-                    step.without_graph[key].append(call)
-                    return
-                box.append(call)
-            # On the tensor: full backward hooks of modules raise with in-place activations.
-            self._tensor_handles.append(tensor.register_hook(partial(self._gradient, step, box)))
+                if key in step.without_graph and grows:
+                    box: list[Call] = []
+                    step.again[key].append(box)
+                    self._follow(tensor, box)
+                return
+            number = step.counts.get(key, 0)
+            step.counts[key] = number + 1
+            inner = plain(tensor)
+            seen = self._seen(tensor, inner, flatness)
+            call = Call(layer, kind, number, tuple(inner.shape), seen.written, flatness)
+            step.calls.append(call)
+            if not grows:
+                step.without_graph[key].append(call)
+                return
+            seen.box.append(call)
+            if len(seen.box) == 1:
+                self._follow(tensor, seen.box)
 
-    def _written(self, tensor: Tensor, inner: Tensor, flatness: Flatness) -> Written:
+    def _follow(self, tensor: Tensor, box: list[Call]) -> None:
+        """Wait for the gradient, on the tensor: modules' own hooks raise with in-place ones."""
+        self._tensor_handles.append(tensor.register_hook(partial(self._gradient, self.step, box)))
+
+    def _seen(self, tensor: Tensor, inner: Tensor, flatness: Flatness) -> Seen:
         """The moments of an output, which may be known by now."""
         version = 0 if tensor.is_inference() else tensor._version  # such tensors have none
         last = self._last
         if last is not None and last.tensor() is tensor and last.version == version:
-            return last.written  # as from dropout that drops nothing
+            return last  # as from dropout that drops nothing
         row: Tensor | None = None
         if (
             flatness.whole is not None
@@ -252,9 +256,10 @@ class Hooks:
         else:  # a layer, or a hook of the user's has replaced the output
             written = self.ledger.moments(inner)
             row = self.ledger.last
+        seen = Seen(weakref.ref(tensor), version, written, row, self.ledger.drained, [])
         if not tensor.is_inference():
-            self._last = Seen(weakref.ref(tensor), version, written, row, self.ledger.drained)
-        return written
+            self._last = seen
+        return seen
 
     def _gradient(self, step: Step, box: list[Call], gradient: Tensor) -> None:
         if step is not self.step:
@@ -269,9 +274,11 @@ class Hooks:
             step.again.clear()
         if box and has_values(gradient):
             with Quiet():
-                box[0].gradient = self.ledger.moments(plain(gradient), sampled=True)
-            step.gradients += 1
-            box[0].order = step.gradients
+                written = self.ledger.moments(plain(gradient), sampled=True)
+            for call in reversed(box):
+                call.gradient = written
+                step.gradients += 1
+                call.order = step.gradients
 
     def _idle(self) -> bool:
         if torch._C._get_tracing_state() is not None:
@@ -283,18 +290,3 @@ class Hooks:
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.__exit__(None, None, None)
-
-
-def kind(module: nn.Module) -> str:
-    """The lower-case name of the class, as it was before FSDP2 or a parametrization changed it."""
-    return _kind(type(module))  # type: ignore[arg-type]
-
-
-@lru_cache(maxsize=256)
-def _kind(made: type) -> str:
-    while (base := made.__bases__[-1]) and made.__name__ in (
-        "FSDP" + base.__name__,
-        "Parametrized" + base.__name__,
-    ):
-        made = base
-    return made.__name__.lower()

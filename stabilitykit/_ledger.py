@@ -194,7 +194,6 @@ class Ledger:
         dtype: torch.dtype,
         device: torch.device,
         *shapes: tuple[int, ...],
-        held: bool = False,
     ) -> tuple[int, tuple[Tensor, ...]]:
         """A new slot, and what is to be written for it.
 
@@ -204,13 +203,12 @@ class Ledger:
             dtype: of what is written.
             device: where.
             shapes: of one row, in each of its columns.
-            held: whether it may be written until the end of the step.
         """
         key = (kind, dtype, device, shapes)
         rows = self._rows.get(key)
         if rows is None:
             needed = self._needed.get(key) or FIRST
-            rows = self._rows[key] = Rows(reduce, shapes, dtype, device, needed, held)
+            rows = self._rows[key] = Rows(reduce, shapes, dtype, device, needed)
         slot, self._slots = self._slots, self._slots + 1
         row = rows.take(slot)
         if row is None:

@@ -71,6 +71,7 @@ class Recorder:
         self._handles.clear()
         self.hooks.detach()
         self._clear()
+        self.meter.release()
         self.ledger.release()
 
     def finish(self, failed: bool) -> None:
@@ -170,6 +171,7 @@ class Recorder:
         with torch.no_grad():
             if not self.meter.seen:
                 self.meter.before()
+            self.meter.reduce()
             self.ledger.read()
         parameters = self.meter.read(number, collective)
         scale = self.ledger.value(self._scale) if self._scale is not None else 1.0

@@ -62,7 +62,7 @@ def reduce_ends(
         high: the largest z of each unit.
         low: the smallest one, where it matters.
     """
-    dead = reduce_units(intervals, high if low is None else low, high)
+    dead = reduce_units(intervals, high) if low is None else reduce_units(intervals, low, high)
     # f(z) is finite where z is, but for the ends of its range.
     ends = function(high.clone()) * 0
     if low is not None:
@@ -75,13 +75,16 @@ def reduce_scalar(values: Tensor) -> Tensor:
 
 
 def reduce_units(intervals: Intervals, low: Tensor, high: Tensor | None = None) -> Tensor:
-    high = low if high is None else high
-    return within(low.double(), high.double(), intervals).float().mean(1, keepdim=True)
+    low = low.double()
+    high = low if high is None else high.double()
+    return within(low, high, intervals).mean(1, keepdim=True, dtype=torch.float32)
 
 
 def reduce_update(before: Tensor, after: Tensor) -> Tensor:
-    """Sums of squares of the change and of what was before, and the share of it not finite."""
-    before, after = double(before), double(after)  # float32 would overflow
-    share = before.sub(before).ne_(0).mean(1)
-    squares = [(after - before).square().sum(1), before.square().sum(1)]
-    return torch.stack([*squares, share], dim=1)
+    """Norms of the change and of what was before, of each row; float32's squares would overflow."""
+    before, after = before.to(wide(before.dtype)), after.to(wide(after.dtype))
+    dtype = torch.float32 if before.device.type == "mps" else torch.float64
+    norms = [
+        torch.linalg.vector_norm(rows, dim=1, dtype=dtype) for rows in (after - before, before)
+    ]
+    return torch.stack(norms, dim=1)

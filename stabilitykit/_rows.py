@@ -22,7 +22,6 @@ class Rows:
         dtype: of what is written.
         device: where.
         capacity: how many rows the step before needed.
-        held: whether all rows stay writable until the end of the step.
     """
 
     def __init__(
@@ -32,49 +31,37 @@ class Rows:
         dtype: torch.dtype,
         device: torch.device,
         capacity: int = FIRST,
-        held: bool = False,
     ) -> None:
-        self.reduce, self.held = reduce, held
+        self.reduce = reduce
         self.used = 0  # rows since the last `reset`
-        self._make = lambda rows: [
-            torch.empty((rows, *shape), dtype=dtype, device=device) for shape in shapes
-        ]
-        self._capacity = capacity if held else min(capacity, CHUNK)
-        self._full: list[tuple[list[int], list[Tensor]]] = []
-        self._renew()
-
-    def _renew(self) -> None:
-        with torch.inference_mode(False):  # else they could be written in that mode alone
-            self._columns = self._make(self._capacity)
-            self._free = list(zip(*(column.unbind() for column in self._columns), strict=True))
+        self._capacity = min(capacity, CHUNK)
         self._slots: list[int] = []
+        with torch.inference_mode(False):  # else they could be written in that mode alone
+            self._columns = [
+                torch.empty((self._capacity, *shape), dtype=dtype, device=device)
+                for shape in shapes
+            ]
+            self._free = list(zip(*(column.unbind() for column in self._columns), strict=True))
 
     def take(self, slot: int) -> tuple[Tensor, ...] | None:
         """One row to be written, which stays valid until `drain`; None when that comes first."""
         taken = len(self._slots)
         if taken == self._capacity:
-            if not self.held:
-                return None
-            self._full.append((self._slots, self._columns))
-            self._renew()
-            taken = 0
+            return None
         self._slots.append(slot)
         self.used += 1
         return self._free[taken]
 
     def drain(self) -> list[tuple[list[int], Tensor]]:
         """Which slots were written, and the numbers of each."""
-        done = [*self._full, (self._slots, [c[: len(self._slots)] for c in self._columns])]
-        self._full, self._slots = [], []
-        return [
-            (slots, self.reduce(*(column.to(wide(column.dtype)) for column in columns)))
-            for slots, columns in done
-            if slots
-        ]
+        slots, self._slots = self._slots, []
+        if not slots:
+            return []
+        columns = [column[: len(slots)] for column in self._columns]
+        return [(slots, self.reduce(*(column.to(wide(column.dtype)) for column in columns)))]
 
     def reset(self) -> bool:
         """At the end of a step; whether these buffers fit the next one as well."""
         used, self.used = self.used, 0
-        self._full, self._slots = [], []
-        most = used if self.held else min(used, CHUNK)
-        return 0 < most <= self._capacity
+        self._slots = []
+        return 0 < min(used, CHUNK) <= self._capacity

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stabilitykit import _arithmetic, _attention, _norms, _pooling  # noqa: F401 - their rules
+from stabilitykit._calls import kind as kind_of
 from stabilitykit._elementwise import Elementwise
 from stabilitykit._flatness import ACTIVATIONS, MODULES
 from stabilitykit._functions import (
@@ -24,7 +25,6 @@ from stabilitykit._functions import (
     plain_name,
     writes,
 )
-from stabilitykit._hooks import kind as kind_of
 from stabilitykit._nested import replaced, tensors
 from stabilitykit._rules import RULES, moved
 from stabilitykit._tape import State, Tape

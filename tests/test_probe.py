@@ -639,3 +639,45 @@ def test_bad_arguments(arguments, error, said):
 def test_meta_parameters_have_no_values():
     with pytest.raises(ValueError, match="parameter 'weight' is on the meta device"):
         sk.Probe(nn.Linear(2, 2, device="meta"))
+
+
+def test_layers_that_hand_on_their_input_share_its_numbers():
+    """As dropout that drops nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Identity(), nn.Dropout(0.0), nn.Linear(6, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sk.Probe(model, optimizer, mode="exact") as probe:
+        output = model(torch.randn(9, 6))
+        (output * torch.tensor(math.inf)).sum().backward()
+        optimizer.step()
+    first, *handed, _ = probe.records
+    assert [r.layer for r in handed] == ["1", "2"]
+    for record in handed:
+        assert (record.rms, record.grad_nonfinite) == (first.rms, first.grad_nonfinite)
+    assert first.grad_nonfinite == 54
+
+    healthy = nn.Sequential(nn.Linear(6, 6), nn.Identity(), nn.Linear(6, 1))
+    with sk.Probe(healthy, mode="exact") as probe:
+        x = torch.randn(9, 6)
+        (gradient,) = torch.autograd.grad(healthy(x).sum(), healthy[0].bias)
+    expected = healthy[2].weight.square().mean().sqrt().item()
+    assert gradient.shape == (6,)
+    assert [r.grad_rms for r in probe.records[:2]] == [pytest.approx(expected)] * 2
+
+
+def test_a_weight_that_moves_elsewhere_is_still_followed():
+    """Its place is remembered from step to step, and not beyond its stay there."""
+    torch.manual_seed(0)
+    model = nn.Linear(40, 40)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sk.Probe(model, optimizer, mode="exact") as probe:
+        for factor in (1.0, 3.0, 1.0):
+            model.weight.data = model.weight.data * factor
+            optimizer.zero_grad()
+            model(torch.randn(5, 40)).square().mean().backward()
+            before = model.weight.detach().clone()
+            optimizer.step()
+            record = next(r for r in probe.parameters[::-1] if r.parameter == "weight")
+            moved = (model.weight.detach() - before).norm() / before.norm()
+            assert record.weight_norm == pytest.approx(before.norm().item(), rel=1e-6)
+            assert record.update_ratio == pytest.approx(moved.item(), rel=1e-4)
