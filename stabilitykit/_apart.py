@@ -35,7 +35,8 @@ def apart(value: Tensor) -> float:
     whole = float(value.square().mean())
     if not (whole > 0 and math.isfinite(whole)):
         return 0.0
-    return float(value.var(0).mean()) / whole
+    centred = value - value.mean(0)  # in two passes: var(0) takes several times as long
+    return float(centred.square().mean()) * len(value) / (len(value) - 1) / whole
 
 
 def passed(share: float, before: Tensor, after: Tensor) -> float:
