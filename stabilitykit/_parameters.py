@@ -79,8 +79,7 @@ class ParameterMeter:
         if not self._still(found):
             self._place(found)
         self.seen = self._known
-        for seen in self.seen:
-            self._copy(seen, seen.before)
+        self._copy(self.seen, [seen.before for seen in self.seen])
         self._gradients()
 
     def _still(self, found: list[tuple[str, Tensor]]) -> bool:
@@ -120,12 +119,20 @@ class ParameterMeter:
             self._samples.append((group, before, after))
         self._known = [by_name[name] for name, _ in found]
 
-    def _copy(self, seen: _Seen, row: Tensor) -> None:
-        if self.ledger.mode == "exact":
-            row.copy_(real(seen.weight).reshape(-1))
-        else:
+    def _copy(self, seen: list[_Seen], rows: list[Tensor]) -> None:
+        """Write down the (sampled) weights."""
+        small: tuple[list[Tensor], list[Tensor]] = [], []
+        for one, row in zip(seen, rows, strict=True):
+            if self.ledger.mode == "exact":
+                row.copy_(real(one.weight).reshape(-1))
             # A pass over all weights would cost as much as the optimiser's: a sample has to do.
-            self.ledger.sample(seen.weight, seen.flat, row)
+            elif one.flat is None or one.numel > SAMPLE:
+                self.ledger.sample(one.weight, one.flat, row)
+            else:
+                small[0].append(row)
+                small[1].append(one.flat)
+        if small[0]:
+            torch._foreach_copy_(*small)
 
     @torch.no_grad()
     def after(self, gradients: bool) -> None:
@@ -136,10 +143,10 @@ class ParameterMeter:
         """
         if gradients:
             self._gradients()
-        for seen in self.seen:
-            if seen.gradient is not None:
-                seen.updated = True
-                self._copy(seen, seen.after)
+        updated = [seen for seen in self.seen if seen.gradient is not None]
+        for seen in updated:
+            seen.updated = True
+        self._copy(updated, [seen.after for seen in updated])
 
     @torch.no_grad()
     def reduce(self) -> None:
@@ -175,8 +182,8 @@ class ParameterMeter:
                 norms = _norms(gradients, device)
             else:
                 wider = torch.float64 if precise else wide(gradients[0].dtype)
-                norms = [torch.linalg.vector_norm(g, dtype=wider) for g in gradients]
-            slots = self.ledger.write(torch.stack(norms)[:, None])
+                norms = torch.stack([torch.linalg.vector_norm(g, dtype=wider) for g in gradients])
+            slots = self.ledger.write(norms[:, None])
             for seen, slot in zip(group, slots, strict=True):
                 seen.norm = slot
 
@@ -237,13 +244,14 @@ class ParameterMeter:
         return [_record(step, seen, row) for seen, row in kept]
 
 
-def _norms(gradients: list[Tensor], device: torch.device) -> list[Tensor]:
+def _norms(gradients: list[Tensor], device: torch.device) -> Tensor:
     """The Euclidean norm of each, in float32."""
     flats = [flattened(gradient) for gradient in gradients]
     if device.type == "cpu" and all(flat is not None for flat in flats):
         # Two thirds of the time of a norm, and a fiftieth of its rounding at 16 million entries.
-        return [torch.dot(flat, flat).sqrt_() for flat in flats]  # type: ignore[arg-type]
-    return list(torch._foreach_norm(gradients))  # as in clip_grad_norm_
+        squares = [torch.dot(flat, flat) for flat in flats]  # type: ignore[arg-type]
+        return torch.stack(squares).sqrt_()
+    return torch.stack(torch._foreach_norm(gradients))  # as in clip_grad_norm_
 
 
 def _square_and_nonfinite(gradient: Tensor) -> Tensor:
