@@ -120,19 +120,17 @@ class ParameterMeter:
         self._known = [by_name[name] for name, _ in found]
 
     def _copy(self, seen: list[_Seen], rows: list[Tensor]) -> None:
-        """Write down the (sampled) weights."""
-        small: tuple[list[Tensor], list[Tensor]] = [], []
+        """Write down the (sampled) weights: a pass over all would cost as much as the optimiser."""
+        small = {}
         for one, row in zip(seen, rows, strict=True):
             if self.ledger.mode == "exact":
                 row.copy_(real(one.weight).reshape(-1))
-            # A pass over all weights would cost as much as the optimiser's: a sample has to do.
             elif one.flat is None or one.numel > SAMPLE:
                 self.ledger.sample(one.weight, one.flat, row)
             else:
-                small[0].append(row)
-                small[1].append(one.flat)
-        if small[0]:
-            torch._foreach_copy_(*small)
+                small[row] = one.flat
+        if small:
+            torch._foreach_copy_(list(small), list(small.values()))
 
     @torch.no_grad()
     def after(self, gradients: bool) -> None:
@@ -249,8 +247,7 @@ def _norms(gradients: list[Tensor], device: torch.device) -> Tensor:
     flats = [flattened(gradient) for gradient in gradients]
     if device.type == "cpu" and all(flat is not None for flat in flats):
         # Two thirds of the time of a norm, and a fiftieth of its rounding at 16 million entries.
-        squares = [torch.dot(flat, flat) for flat in flats]  # type: ignore[arg-type]
-        return torch.stack(squares).sqrt_()
+        return torch.stack([torch.dot(f, f) for f in flats]).sqrt_()  # type: ignore[arg-type]
     return torch.stack(torch._foreach_norm(gradients))  # as in clip_grad_norm_
 
 
