@@ -14,6 +14,7 @@ from stabilitykit._flatness import Intervals, within
 from stabilitykit._reductions import (
     Elementwise,
     double,
+    extreme,
     finite,
     reduce_activation,
     reduce_ends,
@@ -126,14 +127,13 @@ class Ledger:
         kind: Hashable = ("activation", function, intervals)
         slot, (place,) = self.rows(kind, reduce, z.dtype, z.device, row.shape)
         place.copy_(row)
-        others = [d for d in range(z.dim()) if d != dimension]
         both = not intervals or any(start > -math.inf for start, _ in intervals)
         shapes = [(z.shape[dimension],)] * (1 + both)
         reduce = partial(reduce_ends, function, intervals)
         ends, places = self.rows(("ends", function, intervals), reduce, z.dtype, z.device, *shapes)
-        torch.amax(z, others, out=places[0])
+        extreme(torch.amax, z, dimension, places[0])
         if both:
-            torch.amin(z, others, out=places[1])
+            extreme(torch.amin, z, dimension, places[1])
         return Written(z.numel(), slot, ends)
 
     def saturation(self, z: Tensor, intervals: Intervals) -> int:
@@ -153,15 +153,14 @@ class Ledger:
         """Share of units, along the dimension, that lie within one interval for the whole batch."""
         if not z.numel() or self.mode == "sampled":
             return -1
-        others = [d for d in range(z.dim()) if d != dimension]
-        high = z.amax(others) if others else z.view(-1)
-        ends = [high]
-        if others and any(start > -math.inf for start, _ in intervals):
-            ends.insert(0, z.amin(others))
-        reduce, shapes = partial(reduce_units, intervals), [high.shape] * len(ends)
+        z = z if z.dim() else z.view(1)
+        wanted: list[Any] = [torch.amax]
+        if z.dim() > 1 and any(start > -math.inf for start, _ in intervals):
+            wanted.insert(0, torch.amin)
+        reduce, shapes = partial(reduce_units, intervals), [(z.shape[dimension],)] * len(wanted)
         slot, places = self.rows(("units", intervals), reduce, z.dtype, z.device, *shapes)
-        for place, end in zip(places, ends, strict=True):
-            place.copy_(end)
+        for place, which in zip(places, wanted, strict=True):
+            extreme(which, z, dimension, place)
         return slot
 
     def sample(

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from stabilitykit._flatness import Intervals, within
 
+# Fitted: below so many places of a map it is faster on a CPU to reduce the batch first.
+_SMALL_MAP = 196
+
 Elementwise = Callable[[Tensor], Tensor]
 
 
@@ -28,6 +31,30 @@ def finite(total: float, rms: float) -> bool:
     An infinite sum of finite entries is told from infinite entries by a sample of the same size.
     """
     return math.isfinite(total) or (math.isinf(total) and rms > 1e15)
+
+
+def extreme(function: Callable[..., Tensor], z: Tensor, dimension: int, out: Tensor) -> None:
+    """The largest or smallest entry of each unit.
+
+    Args:
+        function: `torch.amax` or `torch.amin`.
+        z: of one dimension at least.
+        dimension: of the units.
+        out: [units].
+    """
+    others = [d for d in range(z.dim()) if d != dimension]
+    if not others:
+        out.copy_(z)
+    elif (
+        dimension == 1
+        and z.is_cpu
+        and z.is_contiguous()
+        and 1 < math.prod(z.shape[2:]) < _SMALL_MAP
+    ):
+        # Over the batch and short rows at once it takes up to thirty times as long.
+        function(function(z, 0), tuple(range(1, z.dim() - 1)), out=out)
+    else:
+        function(z, others, out=out)
 
 
 def reduce_moments(rows: Tensor) -> Tensor:
