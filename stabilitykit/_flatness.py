@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -50,22 +51,47 @@ def units_dimension(shape: torch.Size, channels_first: bool | None) -> int:
     return 1 if channels_first and len(shape) > 2 else len(shape) - 1
 
 
-def flat(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Intervals | None:
-    """Closed intervals on which |f'| < 1 % of max |f'|, for one call of an activation.
+@dataclass(frozen=True, eq=False, slots=True)
+class Activation:
+    """An activation with its options; the same object for the same ones.
 
-    None when the options are not plain numbers.
+    Attributes:
+        intervals: closed, on which |f'| < 1 % of max |f'|.
+        both: whether the low end of a range matters, too, to tell whether it is in one of them.
+        apply: f itself; None where a parameter has a say in it.
     """
+
+    intervals: Intervals
+    both: bool
+    apply: Callable[[Tensor], Tensor] | None
+
+
+_PRELU = Activation(_RELU, False, None)
+
+
+def described(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Activation | None:
+    """One call of an activation; None when the options are not plain numbers."""
     if ACTIVATIONS[function] == "prelu":
-        return _RELU
-    options = (args[1:], tuple(sorted((k, v) for k, v in kwargs.items() if k != "input")))
+        return _PRELU
+    if "input" in kwargs:
+        kwargs = {key: value for key, value in kwargs.items() if key != "input"}
     try:
-        return _intervals(function, *options)
+        return _described(function, args[1:], tuple(kwargs.items()))
     except (TypeError, RuntimeError):  # tensors among the options, or an `out`
         return None
 
 
+@lru_cache(maxsize=256)
+def _described(
+    function: Callable[..., Tensor], args: tuple[Any, ...], options: tuple[tuple[str, Any], ...]
+) -> Activation:
+    intervals = _intervals(function, args, options)
+    both = not intervals or any(start > -math.inf for start, _ in intervals)
+    return Activation(intervals, both, lambda z: function(z, *args, **dict(options)))
+
+
 def argument(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The tensor whose place in the intervals of `flat` decides.
+    """The tensor whose place in the intervals of `described` decides.
 
     For prelu the slope is a parameter: where it is small, z counts as for relu, else never.
     """
@@ -78,7 +104,6 @@ def argument(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Te
     return torch.where(weight.abs() < SHARE_OF_SLOPE, z, z.abs() + 1)
 
 
-@lru_cache(maxsize=256)
 def _intervals(
     function: Callable[..., Tensor], args: tuple[Any, ...], options: tuple[tuple[str, Any], ...]
 ) -> Intervals:
@@ -122,27 +147,3 @@ def within(low: Tensor, high: Tensor, intervals: Intervals) -> Tensor:
             inside &= high <= stop
         found = inside if found is None else found | inside
     return torch.zeros_like(low, dtype=torch.bool) if found is None else found
-
-
-@lru_cache(maxsize=256)
-def _elementwise(
-    function: Callable[..., Tensor], args: tuple[Any, ...], options: tuple[tuple[str, Any], ...]
-) -> Callable[[Tensor], Tensor]:
-    return lambda z: function(z, *args, **dict(options))
-
-
-def elementwise(
-    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Callable[[Tensor], Tensor] | None:
-    """The activation of one call with its options; the same object for the same options.
-
-    None when the options are not plain numbers.
-    """
-    if ACTIVATIONS[function] == "prelu":
-        return None
-    try:
-        return _elementwise(
-            function, args[1:], tuple(sorted((k, v) for k, v in kwargs.items() if k != "input"))
-        )
-    except TypeError:
-        return None

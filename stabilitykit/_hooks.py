@@ -18,8 +18,7 @@ from stabilitykit._flatness import (
     LAYOUTS,
     MODULES,
     argument,
-    elementwise,
-    flat,
+    described,
     units_dimension,
 )
 from stabilitykit._ledger import Ledger
@@ -189,23 +188,22 @@ class Hooks:
         with Quiet():
             args = tuple(plain(a) if isinstance(a, Tensor) else a for a in args)
             kwargs = {k: plain(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
-            intervals = flat(function, args, kwargs)
-            if intervals is None:
+            activation = described(function, args, kwargs)
+            if activation is None:
                 return NOT_FLAT
             z = argument(function, args, kwargs)
             dimension = units_dimension(z.shape, self.channels_first)
             cheap = self.ledger.mode == "hybrid" and z.numel() > SAMPLE and z.dim() > 1
             cheap &= z is given and not z.is_complex() and not z.is_inference()
-            again = elementwise(function, args, kwargs) if cheap else None
-            if again is not None:
+            if cheap and activation.apply is not None:
                 last, row = self._last, None
                 if last is not None and last.drained == self.ledger.drained:
                     known = last.tensor() is z and last.version == z._version
                     row = last.row if known else None
                 if row is None:
                     row = self.ledger.sample(z)
-                whole = self.ledger.activation(z, row, again, intervals, dimension)
-                return Flatness(whole=whole)
+                return Flatness(whole=self.ledger.activation(z, row, activation, dimension))
+            intervals = activation.intervals
             return Flatness(
                 self.ledger.saturation(z, intervals), self.ledger.dead(z, intervals, dimension)
             )

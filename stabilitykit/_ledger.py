@@ -10,23 +10,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stabilitykit._flatness import Intervals, within
+from stabilitykit._flatness import Activation, Intervals, within
 from stabilitykit._reductions import (
-    Elementwise,
     double,
     extreme,
     finite,
     reduce_activation,
     reduce_ends,
     reduce_moments,
-    reduce_scalar,
     reduce_units,
+    reduce_whole,
     wide,
 )
-from stabilitykit._rows import FIRST, Rows
+from stabilitykit._rows import Rows
 from stabilitykit._samples import SAMPLE, flattened, positions, real
 
 MODES = ("sampled", "hybrid", "exact")
+KNOWN = 512  # convention: shapes whose plans are kept; sequences may have ever new lengths
+ONE = (1,)
 
 
 class Moments(NamedTuple):
@@ -44,12 +45,28 @@ class Written(NamedTuple):
     Attributes:
         numel: how many entries it has.
         slot: of its moments.
-        total: slot of a sum that tells whether the whole is finite.
+        total: slot whose last number is a sum that tells whether the whole is finite.
     """
 
     numel: int
     slot: int
     total: int = -1
+
+
+class _Plan(NamedTuple):
+    """How tensors of one shape, layout and dtype are written down.
+
+    Attributes:
+        rows: where.
+        size: their number of entries, as the shape of a flat view; None where there is none.
+        places: which entries are sampled; None when all are.
+        wide: the dtype of the sum of all entries; None where it is not needed.
+    """
+
+    rows: Rows
+    size: tuple[int] | None
+    places: Any
+    wide: torch.dtype | None
 
 
 class Ledger:
@@ -63,26 +80,29 @@ class Ledger:
         self.mode = mode
         self.last: Tensor | None = None  # the sample that was taken last
         self.drained = 0  # how often rows were given back, whose samples are then gone
-        self._positions: dict[Hashable, Any] = {}
-        self._rows: dict[Hashable, Rows] = {}
-        self._needed: dict[Hashable, int] = {}
-        self.clear()
+        self.release()
 
     def clear(self) -> None:
-        """Forget the step, and the rows that the next one is not likely to need."""
+        """Forget the step, and the buffers that the next one is not likely to need."""
         self.last = None
         self.drained += 1
-        self._needed = {key: rows.used for key, rows in self._rows.items()}
-        self._rows = {key: rows for key, rows in self._rows.items() if rows.reset()}
+        for rows in self._rows.values():
+            rows.reset()
+        if len(self._plans) > KNOWN or len(self._positions) > KNOWN:
+            self._forget()
         self._reduced: list[tuple[list[int], Tensor]] = []
         self._slots = 0
         self._results: dict[int, tuple[float, ...]] = {}
 
     def release(self) -> None:
         """Forget everything."""
-        self._rows, self._needed = {}, {}
-        self._positions = {}
+        self._forget()
         self.clear()
+
+    def _forget(self) -> None:
+        self._rows: dict[Hashable, Rows] = {}
+        self._plans: dict[Hashable, _Plan] = {}
+        self._positions: dict[Hashable, Any] = {}
 
     def moments(self, tensor: Tensor, sampled: bool = False) -> Written:
         """Mean, std, rms and how many entries are not finite.
@@ -94,45 +114,64 @@ class Ledger:
         numel = tensor.numel()
         if not numel:
             return Written(0, -1)
-        flat = flattened(tensor)
+        if tensor.is_complex():
+            tensor = real(tensor)
         if self.mode == "exact":
-            whole = double(real(tensor).reshape(-1) if flat is None else flat)
-            return Written(numel, self._done(reduce_moments(whole[None])))
-        whole = real(tensor) if flat is None else flat
+            flat = flattened(tensor)
+            whole = double(tensor.reshape(-1) if flat is None else flat)
+            return Written(numel, self.write(reduce_moments(whole[None]))[0])
+        key = (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, sampled)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = self._plan(tensor, sampled)
+        entries = tensor if plan.size is None else tensor.as_strided(plan.size, ONE)
+        slot, row = self.take(plan.rows)
         total = -1
-        if numel > SAMPLE and self.mode == "hybrid" and not sampled:
+        if plan.wide is not None:
             # The sum is the cheapest pass that meets every nan and infinity; isfinite and aminmax
             # take 3 to 20 times as long on a CPU. It also brings the tensor into the cache.
-            dtype = wide(whole.dtype)
-            total, (place,) = self.rows("scalar", reduce_scalar, dtype, whole.device, ())
-            torch.sum(whole, tuple(range(whole.dim())), dtype=dtype, out=place)
-        size = min(SAMPLE, whole.numel())
-        slot, (row,) = self.rows("moments", reduce_moments, whole.dtype, whole.device, (size,))
-        self.last = self.sample(tensor, flat, row)
+            total = slot
+            torch.sum(entries, tuple(range(entries.dim())), dtype=plan.wide, out=row[1])
+        self.last = row[0]
+        if plan.size is None:
+            row[0].copy_(tensor[plan.places])
+        elif plan.places is None:
+            row[0].copy_(entries)
+        else:
+            torch.index_select(entries, 0, plan.places, out=row[0])
         return Written(numel, slot, total)
 
-    def activation(
-        self, z: Tensor, row: Tensor, function: Elementwise, intervals: Intervals, dimension: int
-    ) -> Written:
+    def _plan(self, tensor: Tensor, sampled: bool) -> _Plan:
+        whole, flat = tensor.numel(), flattened(tensor)
+        column = ((min(SAMPLE, whole),), tensor.dtype)
+        size = None if flat is None else (whole,)
+        places = None if flat is not None and whole <= SAMPLE else self._places(tensor, flat)
+        if whole <= SAMPLE or sampled or self.mode != "hybrid":
+            rows = self.rows("moments", reduce_moments, tensor.device, column)
+            return _Plan(rows, size, places, None)
+        total = ((), wide(tensor.dtype))
+        rows = self.rows("whole", reduce_whole, tensor.device, column, total)
+        return _Plan(rows, size, places, total[1])
+
+    def activation(self, z: Tensor, row: Tensor, f: Activation, dimension: int) -> Written:
         """All of f(z) from the sample of z and the ends of its range, without a pass over f(z).
 
         Args:
             z: what the activation gets, of two dimensions at least.
             row: its sample.
-            function: the activation, elementwise; called again on samples when these are reduced.
-            intervals: where it is flat.
+            f: called again on samples when these are reduced.
             dimension: of the units.
         """
-        reduce: Callable[..., Tensor] = partial(reduce_activation, function, intervals)
-        kind: Hashable = ("activation", function, intervals)
-        slot, (place,) = self.rows(kind, reduce, z.dtype, z.device, row.shape)
+        assert f.apply is not None
+        reduce = partial(reduce_activation, f.apply, f.intervals)
+        rows = self.rows(("activation", f), reduce, z.device, (row.shape, z.dtype))
+        slot, (place,) = self.take(rows)
         place.copy_(row)
-        both = not intervals or any(start > -math.inf for start, _ in intervals)
-        shapes = [(z.shape[dimension],)] * (1 + both)
-        reduce = partial(reduce_ends, function, intervals)
-        ends, places = self.rows(("ends", function, intervals), reduce, z.dtype, z.device, *shapes)
+        reduce_both = partial(reduce_ends, f.apply, f.intervals)
+        columns = (((z.shape[dimension],), z.dtype),) * (1 + f.both)
+        ends, places = self.take(self.rows(("ends", f), reduce_both, z.device, *columns))
         extreme(torch.amax, z, dimension, places[0])
-        if both:
+        if f.both:
             extreme(torch.amin, z, dimension, places[1])
         return Written(z.numel(), slot, ends)
 
@@ -142,10 +181,9 @@ class Ledger:
             return -1
         if self.mode == "exact":
             whole = double(z.reshape(-1))
-            return self._done(within(whole, whole, intervals).double().mean().view(1, 1))
+            return self.write(within(whole, whole, intervals).double().mean().view(1, 1))[0]
         row = self.sample(z)
-        reduce = partial(reduce_units, intervals)
-        slot, (place,) = self.rows(("units", intervals), reduce, z.dtype, z.device, row.shape)
+        slot, (place,) = self.take(self._units(intervals, z.device, (row.shape, z.dtype)))
         place.copy_(row)
         return slot
 
@@ -157,8 +195,8 @@ class Ledger:
         wanted: list[Any] = [torch.amax]
         if z.dim() > 1 and any(start > -math.inf for start, _ in intervals):
             wanted.insert(0, torch.amin)
-        reduce, shapes = partial(reduce_units, intervals), [(z.shape[dimension],)] * len(wanted)
-        slot, places = self.rows(("units", intervals), reduce, z.dtype, z.device, *shapes)
+        columns = [((z.shape[dimension],), z.dtype)] * len(wanted)
+        slot, places = self.take(self._units(intervals, z.device, *columns))
         for place, which in zip(places, wanted, strict=True):
             extreme(which, z, dimension, place)
         return slot
@@ -169,45 +207,42 @@ class Ledger:
         """A copy of at most 1,024 entries, spread over the tensor."""
         if flat is None:
             flat = flattened(tensor)
+        places = self._places(tensor, flat)
         if flat is None:
-            tensor = real(tensor)
-            key: Hashable = (tensor.shape, tensor.device)
-            if key not in self._positions:
-                spread = positions(tensor.numel(), tensor.device)
-                self._positions[key] = torch.unravel_index(spread, tensor.shape)
-            entries = tensor[self._positions[key]]
+            entries = real(tensor)[places]
             return entries if out is None else out.copy_(entries)
-        numel = flat.numel()
-        if numel <= SAMPLE:
+        if flat.numel() <= SAMPLE:
             return flat.clone() if out is None else out.copy_(flat)
-        key = (numel, flat.device)
-        places = self._positions.get(key)
-        if places is None:
-            places = self._positions[key] = positions(*key)
         return torch.index_select(flat, 0, places, out=out)
+
+    def _places(self, tensor: Tensor, flat: Tensor | None) -> Any:
+        """Of the sample: in the flat view, or in the tensor when there is none."""
+        whole = real(tensor) if flat is None else flat
+        key = (whole.shape, whole.device)
+        if key not in self._positions:
+            spread = positions(whole.numel(), whole.device)
+            places = spread if flat is not None else torch.unravel_index(spread, whole.shape)
+            self._positions[key] = places
+        return self._positions[key]
 
     def rows(
         self,
         kind: Hashable,
         reduce: Callable[..., Tensor],
-        dtype: torch.dtype,
         device: torch.device,
-        *shapes: tuple[int, ...],
-    ) -> tuple[int, tuple[Tensor, ...]]:
-        """A new slot, and what is to be written for it.
+        *columns: tuple[tuple[int, ...], torch.dtype],
+    ) -> Rows:
+        """Rows for numbers of one kind, which stands for all that `reduce` depends on."""
+        key = (kind, device, columns)
+        if key not in self._rows:
+            self._rows[key] = Rows(reduce, columns, device)
+        return self._rows[key]
 
-        Args:
-            kind: all that `reduce` depends on.
-            reduce: as for `Rows`.
-            dtype: of what is written.
-            device: where.
-            shapes: of one row, in each of its columns.
-        """
-        key = (kind, dtype, device, shapes)
-        rows = self._rows.get(key)
-        if rows is None:
-            needed = self._needed.get(key) or FIRST
-            rows = self._rows[key] = Rows(reduce, shapes, dtype, device, needed)
+    def _units(self, intervals: Intervals, device: torch.device, *columns: Any) -> Rows:
+        return self.rows(("units", intervals), partial(reduce_units, intervals), device, *columns)
+
+    def take(self, rows: Rows) -> tuple[int, tuple[Tensor, ...]]:
+        """A new slot, and what is to be written for it."""
         slot, self._slots = self._slots, self._slots + 1
         row = rows.take(slot)
         if row is None:
@@ -252,13 +287,10 @@ class Ledger:
         mean, std, rms, share = self._results[written.slot][:4]
         count = round(share * written.numel)
         if written.total >= 0 and not count:
-            count = 0 if finite(self._results[written.total][0], rms) else 1
+            count = 0 if finite(self._results[written.total][-1], rms) else 1
         if count:
             return Moments(math.nan, math.nan, math.nan, count)
         return Moments(mean, std, rms, 0)
-
-    def _done(self, values: Tensor) -> int:
-        return self.write(values)[0]
 
 
 def fetch(values: Tensor) -> list[float]:

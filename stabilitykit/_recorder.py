@@ -201,7 +201,7 @@ class Recorder:
         saturated, dead = ledger.value(call.flatness.saturated), ledger.value(call.flatness.dead)
         if call.flatness.whole is not None:
             saturated = ledger.values(call.flatness.whole.slot)[-1]
-            dead = ledger.values(call.flatness.whole.total)[-1]
+            dead = ledger.value(call.flatness.whole.total)
         return Record(
             number,
             call.layer,

@@ -72,6 +72,11 @@ def reduce_moments(rows: Tensor) -> Tensor:
     return torch.cat([mean * scale, std * scale, rms * scale, share], dim=1)
 
 
+def reduce_whole(rows: Tensor, totals: Tensor) -> Tensor:
+    """Moments of samples, and the sums of all that these were taken from."""
+    return torch.cat([reduce_moments(rows), totals[:, None]], dim=1)
+
+
 def reduce_activation(function: Elementwise, intervals: Intervals, rows: Tensor) -> Tensor:
     """Moments of f(z), and the share of z where it is flat."""
     flat = reduce_units(intervals, rows)
@@ -81,7 +86,7 @@ def reduce_activation(function: Elementwise, intervals: Intervals, rows: Tensor)
 def reduce_ends(
     function: Elementwise, intervals: Intervals, high: Tensor, low: Tensor | None = None
 ) -> Tensor:
-    """What tells whether f(z) is finite, and the share of units that are flat in whole.
+    """The share of units that are flat in whole, and what tells whether f(z) is finite.
 
     Args:
         function: f, elementwise.
@@ -94,11 +99,7 @@ def reduce_ends(
     ends = function(high.clone()) * 0
     if low is not None:
         ends += function(low.clone()) * 0
-    return torch.cat([ends.sum(1, keepdim=True), dead], dim=1)
-
-
-def reduce_scalar(values: Tensor) -> Tensor:
-    return values[:, None].clone()  # the buffer is written again
+    return torch.cat([dead, ends.sum(1, keepdim=True)], dim=1)
 
 
 def reduce_units(intervals: Intervals, low: Tensor, high: Tensor | None = None) -> Tensor:

@@ -17,51 +17,55 @@ class Rows:
     """Buffers that are kept from step to step, so that a step allocates next to nothing.
 
     Args:
-        reduce: takes one [rows, *shape] tensor for each shape and returns [rows, numbers].
-        shapes: of one row, in each of its columns.
-        dtype: of what is written.
+        reduce: takes one [rows, *shape] tensor for each column and returns [rows, numbers].
+        columns: shape of one row and dtype, of each of them.
         device: where.
-        capacity: how many rows the step before needed.
     """
 
     def __init__(
         self,
         reduce: Callable[..., Tensor],
-        shapes: tuple[tuple[int, ...], ...],
-        dtype: torch.dtype,
+        columns: tuple[tuple[tuple[int, ...], torch.dtype], ...],
         device: torch.device,
-        capacity: int = FIRST,
     ) -> None:
-        self.reduce = reduce
-        self.used = 0  # rows since the last `reset`
-        self._capacity = min(capacity, CHUNK)
+        self.reduce, self.columns, self.device = reduce, columns, device
+        self._used = 0  # rows since the last `reset`
+        self._capacity = FIRST
         self._slots: list[int] = []
-        with torch.inference_mode(False):  # else they could be written in that mode alone
-            self._columns = [
-                torch.empty((self._capacity, *shape), dtype=dtype, device=device)
-                for shape in shapes
-            ]
-            self._free = list(zip(*(column.unbind() for column in self._columns), strict=True))
+        self._buffers: list[Tensor] = []
+        self._free: list[tuple[Tensor, ...]] = []
 
     def take(self, slot: int) -> tuple[Tensor, ...] | None:
         """One row to be written, which stays valid until `drain`; None when that comes first."""
         taken = len(self._slots)
-        if taken == self._capacity:
-            return None
+        if taken == len(self._free):
+            if taken:
+                return None
+            self._allocate()
         self._slots.append(slot)
-        self.used += 1
+        self._used += 1
         return self._free[taken]
+
+    def _allocate(self) -> None:
+        with torch.inference_mode(False):  # else they could be written in that mode alone
+            self._buffers = [
+                torch.empty((self._capacity, *shape), dtype=dtype, device=self.device)
+                for shape, dtype in self.columns
+            ]
+            self._free = list(zip(*(buffer.unbind() for buffer in self._buffers), strict=True))
 
     def drain(self) -> list[tuple[list[int], Tensor]]:
         """Which slots were written, and the numbers of each."""
         slots, self._slots = self._slots, []
         if not slots:
             return []
-        columns = [column[: len(slots)] for column in self._columns]
-        return [(slots, self.reduce(*(column.to(wide(column.dtype)) for column in columns)))]
+        rows = [buffer[: len(slots)] for buffer in self._buffers]
+        return [(slots, self.reduce(*(part.to(wide(part.dtype)) for part in rows)))]
 
-    def reset(self) -> bool:
-        """At the end of a step; whether these buffers fit the next one as well."""
-        used, self.used = self.used, 0
+    def reset(self) -> None:
+        """At the end of a step; buffers that do not fit the next one as well are given back."""
+        used, self._used = self._used, 0
         self._slots = []
-        return 0 < min(used, CHUNK) <= self._capacity
+        if not 0 < min(used, CHUNK) <= self._capacity:
+            self._capacity = min(used, CHUNK) or FIRST
+            self._buffers, self._free = [], []

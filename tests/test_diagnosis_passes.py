@@ -16,7 +16,7 @@ from stabilitykit import _flatness
 @pytest.fixture(autouse=True)
 def fresh():
     torch.set_num_threads(1)
-    _flatness._intervals.cache_clear()  # as in a process that has not met the activations yet
+    _flatness._described.cache_clear()  # as in a process that has not met the activations yet
 
 
 class Checkpointed(nn.Module):

@@ -450,6 +450,20 @@ def test_one_synchronisation_also_for_gradients_beyond_float32(size, monkeypatch
     assert all(p.grad_nonfinite == 0 for p in probe.parameters)
 
 
+def test_ever_new_lengths_do_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(_ledger, "KNOWN", 8)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh())
+    kept = []
+    with sk.Probe(model) as probe:
+        for length in range(20, 60):
+            x = torch.randn(2, length, 64)
+            model(x).sum().backward()
+            ledger = probe._recorder.ledger
+            kept.append(len(ledger._plans) + len(ledger._positions))
+            assert probe.records[-2].rms == pytest.approx(rms(model[0](x)), rel=0.15)
+    assert max(kept) < 40
+
+
 def test_buffers_are_kept_between_steps_and_not_after_the_end():
     model, x = mlp(depth=40), torch.randn(32, 64)  # more rows than are reduced at once
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -460,7 +474,7 @@ def test_buffers_are_kept_between_steps_and_not_after_the_end():
             model(x).sum().backward()
             optimizer.step()
             ledger = probe._recorder.ledger
-            places.append({c.data_ptr() for r in ledger._rows.values() for c in r._columns})
+            places.append({c.data_ptr() for r in ledger._rows.values() for c in r._buffers})
     assert places[1] == places[2] == places[3] != set()
     assert not ledger._rows
     first, last = ([r for r in probe.records if r.step == step] for step in (0, 3))
@@ -504,7 +518,7 @@ FLAT = {
 
 @pytest.mark.parametrize("name", FLAT)
 def test_flat_stretches_in_closed_form(name):
-    found = _flatness.flat(getattr(F, name), (torch.zeros(1),), {})
+    found = _flatness.described(getattr(F, name), (torch.zeros(1),), {}).intervals
     assert np.allclose(found, FLAT[name], atol=1e-12) if FLAT[name] else found == ()
 
 
@@ -512,7 +526,7 @@ def test_flat_stretches_in_closed_form(name):
 def test_flat_stretches_agree_with_autograd(name):
     function = getattr(F, name, None) or getattr(torch, name)
     args = (0.1, 20.0) if name == "threshold" else ()
-    intervals = _flatness.flat(function, (torch.zeros(1), *args), {})
+    intervals = _flatness.described(function, (torch.zeros(1), *args), {}).intervals
     z = torch.linspace(-12, 12, 20011, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(function(z, *args).sum(), z)
     expected = slope.abs() < 0.01 * slope.abs().max()

@@ -438,7 +438,7 @@ class Checkpointed(nn.Module):
 @pytest.fixture
 def first_use():
     """As in a process that has not met the activations yet."""
-    _flatness._intervals.cache_clear()
+    _flatness._described.cache_clear()
 
 
 @pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
