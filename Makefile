@@ -7,7 +7,7 @@ STAMP := .venv/installed
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve site test update figures lint clean times
+.PHONY: help serve site test update figures lint portable clean times
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile | expand -t 16
@@ -44,6 +44,9 @@ lint: $(STAMP)  ## check style, types and workflows
 	$(PY) -m mypy
 	.venv/bin/zizmor --offline --quiet .github
 	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+portable: $(STAMP)  ## run every page with the kernels of other processors
+	@$(PY) -m scripts.portable
 
 times: $(STAMP)  ## measure make test in a fresh clone and write the times into README.md
 	@$(PY) -m scripts.benchmarks.readme_times
