@@ -24,6 +24,7 @@ from stabilitykit._flatness import (
 from stabilitykit._ledger import Ledger
 from stabilitykit._quiet import Quiet, in_backward, plain, tensors
 from stabilitykit._samples import SAMPLE, has_values
+from stabilitykit._switches import calling, leave, running
 
 
 class _Watch(TorchFunctionMode):
@@ -69,6 +70,7 @@ class Hooks:
         self._tensor_handles: list[Any] = []
         self._stack: list[Frame] = []
         self._watch: _Watch | None = None
+        self._outermost: Any = None  # the frame of the call that the stack begins with
         self._root = Frame(model, "", False)
         self._stance: Any = None
         self._last: Seen | None = None  # the output of the layer before
@@ -101,7 +103,6 @@ class Hooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._stack.clear()
         self._unwatch()
         if self._stance is not None:
             self._stance.__exit__(None, None, None)
@@ -109,6 +110,8 @@ class Hooks:
 
     def fresh(self) -> None:
         """Start a new step; gradients of the old one no longer count."""
+        if self._stack and not running(self._outermost):
+            self._unwatch()
         self.step = Step()
         self._last = None
         for handle in self._tensor_handles:
@@ -124,6 +127,9 @@ class Hooks:
     def _enter(self, frame: Frame, _: nn.Module, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
             return
+        again = self._stack and (frame is self._root or frame is self._stack[0])
+        if again and not running(self._outermost):  # else the model calls itself
+            self._unwatch()
         if not self._stack and not self._begin(frame, args, kwargs):
             return
         frame.flatness = NOT_FLAT
@@ -147,6 +153,7 @@ class Hooks:
         elif not self.step.without_graph:
             return False
         self.channels_first = None
+        self._outermost = calling()
         self._watch = _Watch(self)
         self._watch.__enter__()
         return True
@@ -285,6 +292,7 @@ class Hooks:
         return self.skip_evaluation and not training
 
     def _unwatch(self) -> None:
-        watch, self._watch = self._watch, None
+        self._stack.clear()
+        watch, self._watch, self._outermost = self._watch, None, None
         if watch is not None:
-            watch.__exit__(None, None, None)
+            leave(watch)

@@ -1,0 +1,40 @@
+"""What is switched on around a watched call, and is to be off again however that call ends."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+def calling() -> FrameType | None:
+    """The frame of torch that has called a hook of this package."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__package__") == __package__:
+        frame = frame.f_back
+    return frame
+
+
+def running(frame: FrameType | None) -> bool:
+    """Whether a frame of this thread has not ended yet.
+
+    Torch tells hooks of exceptions, and not of what is none, such as KeyboardInterrupt.
+    """
+    above: FrameType | None = sys._getframe(1)
+    while above is not None and above is not frame:
+        above = above.f_back
+    return above is not None
+
+
+def leave(mode: TorchFunctionMode) -> None:
+    """Take a mode off this thread's stack, wherever in it it is, and if it is."""
+    others = []
+    while torch.overrides._len_torch_function_stack():
+        top = torch.overrides._pop_mode()
+        if top is mode:
+            break
+        others.append(top)
+    for other in reversed(others):
+        torch.overrides._push_mode(other)

@@ -1,0 +1,99 @@
+"""What happens to a watched model between and within its steps leaves the probe right."""
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+import stabilitykit as sk
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x)))
+
+
+LAYERS = ["first", "", "last"]
+
+
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+def modes():
+    return torch.overrides._len_torch_function_stack()
+
+
+def layers(probe):
+    """The layers of each step that was recorded, in order."""
+    steps = sorted({r.step for r in probe.records})
+    return [[r.layer for r in probe.records if r.step == step] for step in steps]
+
+
+def interrupt(model, times=1):
+    """Let the last layer be interrupted as by Ctrl-C, which is no Exception."""
+    left = [KeyboardInterrupt] * times
+
+    def stop(*_):
+        if left:
+            raise left.pop()
+
+    model.last.register_forward_hook(stop)
+
+
+@pytest.mark.parametrize("optimizing", [True, False])
+def test_a_loop_that_goes_on_after_an_interrupted_forward(optimizing):
+    model, before = net(), modes()
+    interrupt(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(4, 6)
+    with sk.Probe(model, optimizer if optimizing else None) as probe:
+        with pytest.raises(KeyboardInterrupt):
+            model(x)
+        for _ in range(2):
+            if optimizing:
+                optimizer.step()
+                optimizer.zero_grad()
+            model(x).sum().backward()
+            assert modes() == before
+            torch.relu(x)
+        optimizer.step()
+    assert layers(probe) == [LAYERS[:2], LAYERS, LAYERS]
+    assert all(r.call == 0 for r in probe.records)
+    assert modes() == before
+
+
+def test_an_interrupted_part_of_the_model():
+    model, x = net(), torch.randn(4, 6)
+    interrupt(model)
+    with sk.Probe(model) as probe:
+        with pytest.raises(KeyboardInterrupt):
+            model.last(x)
+        for _ in range(2):
+            model(x)
+    assert layers(probe) == [LAYERS, LAYERS]
+
+
+def test_a_probe_that_ends_after_an_interrupt_takes_off_its_own_mode_alone():
+    class Other(TorchFunctionMode):
+        seen = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.seen += func is torch.relu
+            return func(*args, **(kwargs or {}))
+
+    model, x, before = net(), torch.randn(4, 6), modes()
+    interrupt(model)
+    probe = sk.Probe(model).__enter__()
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    with Other() as other:
+        probe.__exit__(None, None, None)
+        torch.relu(x)
+    assert other.seen == 1
+    assert modes() == before
