@@ -6,16 +6,15 @@ import sys
 import weakref
 from collections.abc import Callable
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from stabilitykit._calls import NOT_FLAT, Call, Flatness, Frame, Seen, Step, kind
 from stabilitykit._flatness import (
     ACTIVATIONS,
-    LAYOUTS,
     MODULES,
     argument,
     described,
@@ -24,24 +23,7 @@ from stabilitykit._flatness import (
 from stabilitykit._ledger import Ledger
 from stabilitykit._quiet import Quiet, in_backward, plain, tensors
 from stabilitykit._samples import SAMPLE, has_values
-from stabilitykit._switches import calling, leave, running
-
-
-class _Watch(TorchFunctionMode):
-    """Sees the functional activations, which no module hook does."""
-
-    def __init__(self, hooks: Hooks) -> None:
-        super().__init__()
-        self.hooks = hooks
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in ACTIVATIONS:
-            return self.hooks.activation(func, args, kwargs)
-        layout = LAYOUTS.get(func)
-        if layout is not None:
-            self.hooks.channels_first = layout
-        return func(*args, **kwargs)
+from stabilitykit._switches import Watch, calling, leave, running
 
 
 class Hooks:
@@ -69,8 +51,9 @@ class Hooks:
         self._handles: list[Any] = []
         self._tensor_handles: list[Any] = []
         self._stack: list[Frame] = []
-        self._watch: _Watch | None = None
+        self._watch: Watch | None = None
         self._outermost: Any = None  # the frame of the call that the stack begins with
+        self._thread: dict[str, int] = {}  # in which that is: calls in others do not count
         self._root = Frame(model, "", False)
         self._stance: Any = None
         self._last: Seen | None = None  # the output of the layer before
@@ -110,7 +93,7 @@ class Hooks:
 
     def fresh(self) -> None:
         """Start a new step; gradients of the old one no longer count."""
-        if self._stack and not running(self._outermost):
+        if self._stack and self._thread.get("of") == get_ident() and not running(self._outermost):
             self._unwatch()
         self.step = Step()
         self._last = None
@@ -127,10 +110,14 @@ class Hooks:
     def _enter(self, frame: Frame, _: nn.Module, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
             return
+        thread = get_ident()
+        if self._thread.setdefault("of", thread) != thread:
+            return
         again = self._stack and (frame is self._root or frame is self._stack[0])
         if again and not running(self._outermost):  # else the model calls itself
             self._unwatch()
         if not self._stack and not self._begin(frame, args, kwargs):
+            self._thread.clear()
             return
         frame.flatness = NOT_FLAT
         self._stack.append(frame)
@@ -154,14 +141,14 @@ class Hooks:
             return False
         self.channels_first = None
         self._outermost = calling()
-        self._watch = _Watch(self)
+        self._watch = Watch(self)
         self._watch.__enter__()
         return True
 
     def _leave(self, frame: Frame, module: nn.Module, _: Any, output: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        if frame not in self._stack:
+        if frame not in self._stack or self._thread.get("of") != get_ident():
             return  # not counted, or an earlier hook raised before `_enter`
         while self._stack.pop() is not frame:
             pass
@@ -293,6 +280,7 @@ class Hooks:
 
     def _unwatch(self) -> None:
         self._stack.clear()
+        self._thread.clear()
         watch, self._watch, self._outermost = self._watch, None, None
         if watch is not None:
             leave(watch)

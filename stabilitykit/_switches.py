@@ -4,9 +4,29 @@ from __future__ import annotations
 
 import sys
 from types import FrameType
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from stabilitykit._flatness import ACTIVATIONS, LAYOUTS
+
+
+class Watch(TorchFunctionMode):
+    """Sees the functional activations, which no module hook does."""
+
+    def __init__(self, hooks: Any) -> None:
+        super().__init__()
+        self.hooks = hooks
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in ACTIVATIONS:
+            return self.hooks.activation(func, args, kwargs)
+        layout = LAYOUTS.get(func)
+        if layout is not None:
+            self.hooks.channels_first = layout
+        return func(*args, **kwargs)
 
 
 def calling() -> FrameType | None:

@@ -32,7 +32,8 @@ class Probe:
 
     A step ends with `optimizer.step()`; without an optimiser each call of the model is one. Several
     forwards before the optimiser's step (gradient accumulation) are further calls of the same step.
-    With an optimiser, forwards in eval mode without gradients do not count.
+    With an optimiser, forwards in eval mode without gradients do not count. Of calls in several
+    threads at once, those of the thread that came first are recorded.
 
     Layers are the modules without children, multi-head attention, and the functional activations
     (named by the module that calls them). The model trains as it would without the probe: nothing

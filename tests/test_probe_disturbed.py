@@ -1,5 +1,7 @@
 """What happens to a watched model between and within its steps leaves the probe right."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -97,3 +99,33 @@ def test_a_probe_that_ends_after_an_interrupt_takes_off_its_own_mode_alone():
         torch.relu(x)
     assert other.seen == 1
     assert modes() == before
+
+
+def test_calls_in_two_threads_at_once_are_kept_apart():
+    """As of a thread that evaluates, or of replicas: the one that came first is recorded."""
+    model, x, before = net(), torch.randn(4, 6), modes()
+    inside, go_on = threading.Event(), threading.Event()
+    found = {}
+
+    def wait(*_):
+        if threading.current_thread() is worker:
+            inside.set()
+            assert go_on.wait(30)
+
+    def work():
+        found["output"] = model(x)
+        found["modes"] = modes()
+
+    model.first.register_forward_hook(wait)
+    worker = threading.Thread(target=work)
+    with sk.Probe(model) as probe:
+        worker.start()
+        assert inside.wait(30)
+        other = model(x)
+        assert modes() == before
+        go_on.set()
+        worker.join()
+        assert torch.equal(found["output"], other)
+        model(x)  # by now no other thread is in the model
+    assert layers(probe) == [LAYERS, LAYERS]
+    assert found["modes"] == modes() == before
