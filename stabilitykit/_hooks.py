@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable
-from functools import partial
 from threading import get_ident
 from typing import Any
 
@@ -23,7 +22,7 @@ from stabilitykit._flatness import (
 from stabilitykit._ledger import Ledger
 from stabilitykit._quiet import Quiet, in_backward, plain, tensors
 from stabilitykit._samples import SAMPLE, has_values
-from stabilitykit._switches import Watch, calling, leave, running
+from stabilitykit._switches import Hook, Watch, calling, leave, running
 
 
 class Hooks:
@@ -76,8 +75,8 @@ class Hooks:
             frame = Frame(module, name, leaf)
             self._root = frame if module is self.model else self._root
             self._handles += [
-                module.register_forward_pre_hook(partial(self._enter, frame), with_kwargs=True),
-                module.register_forward_hook(partial(self._leave, frame), always_call=True),
+                module.register_forward_pre_hook(Hook(self._enter, frame), with_kwargs=True),
+                module.register_forward_hook(Hook(self._leave, frame), always_call=True),
             ]
 
     def detach(self) -> None:
@@ -230,7 +229,7 @@ class Hooks:
 
     def _follow(self, tensor: Tensor, box: list[Call]) -> None:
         """Wait for the gradient, on the tensor: modules' own hooks raise with in-place ones."""
-        self._tensor_handles.append(tensor.register_hook(partial(self._gradient, self.step, box)))
+        self._tensor_handles.append(tensor.register_hook(Hook(self._gradient, self.step, box)))
 
     def _seen(self, tensor: Tensor, inner: Tensor, flatness: Flatness) -> Seen:
         """The moments of an output, which may be known by now."""

@@ -16,6 +16,7 @@ from stabilitykit._parameters import ParameterMeter
 from stabilitykit._quiet import in_backward
 from stabilitykit._records import NonFinite, ParameterRecord, Record, scalars
 from stabilitykit._samples import SAMPLE
+from stabilitykit._switches import Hook
 
 
 class Recorder:
@@ -54,7 +55,7 @@ class Recorder:
         self._running = True
         if self.optimizer is None:
             self._handles.append(
-                self.model.register_forward_pre_hook(self._before_call, with_kwargs=True)
+                self.model.register_forward_pre_hook(Hook(self._before_call), with_kwargs=True)
             )
         else:
             self._handles += [

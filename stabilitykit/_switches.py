@@ -1,8 +1,10 @@
-"""What is switched on around a watched call, and is to be off again however that call ends."""
+"""Hooks and a mode that watch a model, and are off again however its calls and copies end."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -10,6 +12,15 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from stabilitykit._flatness import ACTIVATIONS, LAYOUTS
+
+
+class Hook(partial):  # type: ignore[type-arg]
+    """What a hook calls. In a copy of the model, or a file, it does nothing, and needs nothing."""
+
+    __torch_unserializable__ = True  # no warning when a tensor is saved without it
+
+    def __reduce__(self) -> Any:
+        return getattr, (nullcontext(), "__exit__")
 
 
 class Watch(TorchFunctionMode):

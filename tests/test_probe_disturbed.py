@@ -1,6 +1,10 @@
 """What happens to a watched model between and within its steps leaves the probe right."""
 
+import copy
+import io
+import pickle
 import threading
+import warnings
 
 import pytest
 import torch
@@ -129,3 +133,47 @@ def test_calls_in_two_threads_at_once_are_kept_apart():
         model(x)  # by now no other thread is in the model
     assert layers(probe) == [LAYERS, LAYERS]
     assert found["modes"] == modes() == before
+
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    assert b"stabilitykit" not in file.getvalue()  # so that it can be read without
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "averaged": lambda model: torch.optim.swa_utils.AveragedModel(model).module,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "save": saved,
+}
+
+
+@pytest.mark.parametrize("optimizing", [True, False])
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_made_meanwhile_are_not_watched(how, optimizing):
+    """As an average of the weights, or a checkpoint of the whole model."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1) if optimizing else None
+    x = torch.randn(4, 6)
+    with sk.Probe(model, optimizer, callback=lambda values, step: None) as probe:
+        output = model(x)
+        assert set(model.state_dict()) == {"0.weight", "0.bias"}
+        twin = COPIES[how](model)
+        for _ in range(2):
+            assert torch.equal(twin(x), output)
+        assert not twin(x)._backward_hooks
+    assert layers(probe) == [["0", "1"]]
+    for module in twin:
+        for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
+            assert "stabilitykit" not in repr(hook)
+
+
+def test_an_output_is_saved_without_a_warning():
+    model = net()
+    with sk.Probe(model), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pickle.dumps(model(torch.randn(4, 6)).requires_grad_())

@@ -588,13 +588,6 @@ def test_compiled_models(how):
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
-def test_deep_copies_and_state_dicts_in_the_middle():
-    model = block()
-    with sk.Probe(model):
-        model(torch.randn(2, 16))
-        assert set(model.state_dict()) == set(block().state_dict())
-
-
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("act", [nn.ReLU, nn.LeakyReLU, nn.Hardtanh, nn.ELU, nn.SiLU])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
