@@ -68,16 +68,15 @@ class Hooks:
         if "torch._dynamo" in sys.modules:  # its import takes seconds
             self._stance = torch.compiler.set_stance("force_eager")
         for name, module in self.model.named_modules():
-            if "parametrizations" in name.split("."):
+            if "parametrizations" in name.split(".") or isinstance(module, torch.jit.ScriptModule):
                 continue
             children = [n for n, child in module.named_children() if n != "parametrizations"]
             leaf = not children or isinstance(module, nn.MultiheadAttention)
             frame = Frame(module, name, leaf)
             self._root = frame if module is self.model else self._root
-            self._handles += [
-                module.register_forward_pre_hook(Hook(self._enter, frame), with_kwargs=True),
-                module.register_forward_hook(Hook(self._leave, frame), always_call=True),
-            ]
+            before, after = Hook(self._enter, frame), Hook(self._leave, frame)
+            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(after, always_call=True))
 
     def detach(self) -> None:
         """Remove every hook, also those on tensors, also in the middle of a forward pass."""

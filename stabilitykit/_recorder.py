@@ -53,10 +53,16 @@ class Recorder:
         if self._running:
             raise RuntimeError("the probe is already running; leave its with block first")
         self._running = True
+        try:
+            self._attach()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _attach(self) -> None:
         if self.optimizer is None:
-            self._handles.append(
-                self.model.register_forward_pre_hook(Hook(self._before_call), with_kwargs=True)
-            )
+            before = Hook(self._before_call)
+            self._handles.append(self.model.register_forward_pre_hook(before, with_kwargs=True))
         else:
             self._handles += [
                 self.optimizer.register_step_pre_hook(_uncompiled(self._before_update)),

@@ -36,13 +36,14 @@ class Probe:
     threads at once, those of the thread that came first are recorded.
 
     Layers are the modules without children, multi-head attention, and the functional activations
-    (named by the module that calls them). The model trains as it would without the probe: nothing
-    is replaced, random numbers and gradients stay the same, and at the end of the `with` block, by
-    whatever way it is left, no hook remains; in copies that are made or saved meanwhile the hooks
-    do nothing. While a step is recorded, compiled modules run eagerly. The host waits for the
-    device once in a recorded step, once more where FSDP shards the parameters, whose numbers are
-    then those of the whole model, and once more where a weight or a gradient is not finite or has
-    just become too small or large for float32's squares. All else is of this process.
+    (named by the module that calls them), but for those that torch.jit made. The model trains as it
+    would without the probe: nothing is replaced, random numbers and gradients stay the same, and at
+    the end of the `with` block, by whatever way it is left, no hook remains; in copies that are
+    made or saved meanwhile the hooks do nothing. While a step is recorded, compiled modules run
+    eagerly. The host waits for the device once in a recorded step, once more where FSDP shards the
+    parameters, whose numbers are then those of the whole model, and once more where a weight or a
+    gradient is not finite or has just become too small or large for float32's squares. All else is
+    of this process.
 
     Modes:
         sampled: every number from 1,024 entries spread evenly over the tensor; no `dead`.
@@ -92,6 +93,11 @@ class Probe:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model={model!r} is not an nn.Module")
+        if isinstance(unwrapped(model), torch.jit.ScriptModule):
+            raise TypeError(
+                "model is a torch.jit.ScriptModule, which takes no hooks; "
+                "give the nn.Module that it was made of"
+            )
         if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer={optimizer!r} is not a torch.optim.Optimizer")
         if callback is not None and not callable(callback):

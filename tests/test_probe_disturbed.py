@@ -177,3 +177,38 @@ def test_an_output_is_saved_without_a_warning():
     with sk.Probe(model), warnings.catch_warnings():
         warnings.simplefilter("error")
         pickle.dumps(model(torch.randn(4, 6)).requires_grad_())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_what_torch_jit_made_is_left_out():
+    torch.manual_seed(0)
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.Tanh()))
+    model = nn.Sequential(nn.Linear(6, 6), scripted, nn.Linear(6, 6))
+    with sk.Probe(model) as probe:
+        model(torch.randn(4, 6)).sum().backward()
+    assert layers(probe) == [["0", "2"]]
+    assert [p.parameter for p in probe.parameters if p.grad_norm][:4:2] == [
+        "0.weight",
+        "1.0.weight",
+    ]
+    with pytest.raises(
+        TypeError, match=r"model is a torch\.jit\.ScriptModule, which takes no hooks"
+    ):
+        sk.Probe(scripted)
+
+
+@pytest.mark.parametrize("optimizing", [True, False])
+def test_a_probe_that_cannot_start_leaves_no_hook(optimizing):
+    class Closed(nn.Linear):
+        def register_forward_hook(self, *_, **__):
+            raise ValueError("closed")
+
+    model = nn.Sequential(nn.Linear(6, 6), Closed(6, 6))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="closed"):
+        sk.Probe(model, optimizer if optimizing else None).__enter__()
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
