@@ -22,7 +22,7 @@ from stabilitykit._flatness import (
 from stabilitykit._ledger import Ledger
 from stabilitykit._quiet import Quiet, in_backward, plain, tensors
 from stabilitykit._samples import SAMPLE, has_values
-from stabilitykit._switches import Hook, Watch, calling, leave, running
+from stabilitykit._switches import EAGER, Hook, Watch, calling, leave, running
 
 
 class Hooks:
@@ -54,7 +54,7 @@ class Hooks:
         self._outermost: Any = None  # the frame of the call that the stack begins with
         self._thread: dict[str, int] = {}  # in which that is: calls in others do not count
         self._root = Frame(model, "", False)
-        self._stance: Any = None
+        self._eager = False
         self._last: Seen | None = None  # the output of the layer before
 
     @property
@@ -66,7 +66,8 @@ class Hooks:
         if self._handles:
             return
         if "torch._dynamo" in sys.modules:  # its import takes seconds
-            self._stance = torch.compiler.set_stance("force_eager")
+            EAGER.hold()
+            self._eager = True
         for name, module in self.model.named_modules():
             if "parametrizations" in name.split(".") or isinstance(module, torch.jit.ScriptModule):
                 continue
@@ -85,9 +86,9 @@ class Hooks:
             handle.remove()
         self._handles.clear()
         self._unwatch()
-        if self._stance is not None:
-            self._stance.__exit__(None, None, None)
-            self._stance = None
+        if self._eager:
+            EAGER.release()
+            self._eager = False
 
     def fresh(self) -> None:
         """Start a new step; gradients of the old one no longer count."""

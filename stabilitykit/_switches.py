@@ -40,6 +40,27 @@ class Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _Eager:
+    """The compiler's stance force_eager, as long as any probe holds it, in whatever order."""
+
+    def __init__(self) -> None:
+        self._holders = 0
+        self._stance: Any = None
+
+    def hold(self) -> None:
+        if not self._holders:
+            self._stance = torch.compiler.set_stance("force_eager")
+        self._holders += 1
+
+    def release(self) -> None:
+        self._holders -= 1
+        if not self._holders:
+            self._stance.__exit__(None, None, None)
+
+
+EAGER = _Eager()
+
+
 def calling() -> FrameType | None:
     """The frame of torch that has called a hook of this package."""
     frame: FrameType | None = sys._getframe(1)

@@ -91,3 +91,15 @@ def test_steps_between_recorded_ones_and_after_the_probe_are_compiled(way):
     assert len(graphs) == compiled  # nothing is compiled again
     # A compiled step rounds in another order.
     assert torch.allclose(training.weights(), Training("adamw").run(7).weights(), atol=1e-5)
+
+
+def test_two_probes_whose_recorded_steps_overlap_give_the_stance_back():
+    """As on the two models of a GAN: the one that began to record first ends first."""
+    one, two = Training("sgd"), Training("sgd")
+    with sk.Probe(one.model, one.optimizer, every=2), sk.Probe(two.model, two.optimizer, every=2):
+        for stance in ("force_eager", "default", "force_eager", "default"):
+            assert torch._dynamo.eval_frame._stance.stance == stance
+            one.run(1)
+            assert torch._dynamo.eval_frame._stance.stance == "force_eager"
+            two.run(1)
+    assert torch._dynamo.eval_frame._stance.stance == "default"
