@@ -54,6 +54,8 @@ class Hooks:
         self._outermost: Any = None  # the frame of the call that the stack begins with
         self._thread: dict[str, int] = {}  # in which that is: calls in others do not count
         self._root = Frame(model, "", False)
+        self._frames: dict[nn.Module, Frame] = {model: self._root}
+        self._children: list[tuple[nn.Module, list[nn.Module | None]]] = []
         self._eager = False
         self._last: Seen | None = None  # the output of the layer before
 
@@ -68,13 +70,16 @@ class Hooks:
         if "torch._dynamo" in sys.modules:  # its import takes seconds
             EAGER.hold()
             self._eager = True
+        known, self._frames, self._children = self._frames, {}, []
         for name, module in self.model.named_modules():
+            self._children.append((module, list(module._modules.values())))
             if "parametrizations" in name.split(".") or isinstance(module, torch.jit.ScriptModule):
                 continue
             children = [n for n, child in module.named_children() if n != "parametrizations"]
             leaf = not children or isinstance(module, nn.MultiheadAttention)
-            frame = Frame(module, name, leaf)
-            self._root = frame if module is self.model else self._root
+            frame = known.get(module) or Frame(module, name, leaf)  # a call may be in it
+            frame.name, frame.leaf = name, leaf
+            self._frames[module] = frame
             before, after = Hook(self._enter, frame), Hook(self._leave, frame)
             self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             self._handles.append(module.register_forward_hook(after, always_call=True))
@@ -125,11 +130,16 @@ class Hooks:
         """At a call from outside; whether it counts."""
         if self._idle():
             return False
+        if frame.module is self.model and not in_backward():
+            self.on_call()
+            if not self.attached:
+                return False
+        if not self.step.started and self._other_modules():  # than were hooked
+            self.detach()
+            self.attach()
+            if frame.module not in self._frames:
+                return False
         if not in_backward():
-            if frame.module is self.model:
-                self.on_call()
-                if not self.attached:
-                    return False
             self.step.started = True
             call = sum(place[0] == frame.name for place in self.step.inputs)
             for tensor in tensors((args, kwargs)):
@@ -139,7 +149,7 @@ class Hooks:
         elif not self.step.without_graph:
             return False
         self.channels_first = None
-        self._outermost = calling()
+        self._outermost, self._thread["of"] = calling(), get_ident()
         self._watch = Watch(self)
         self._watch.__enter__()
         return True
@@ -270,6 +280,9 @@ class Hooks:
                 call.gradient = written
                 step.gradients += 1
                 call.order = step.gradients
+
+    def _other_modules(self) -> bool:
+        return any(list(m._modules.values()) != children for m, children in self._children)
 
     def _idle(self) -> bool:
         if torch._C._get_tracing_state() is not None:

@@ -212,3 +212,64 @@ def test_a_probe_that_cannot_start_leaves_no_hook(optimizing):
         assert not module._forward_pre_hooks
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
+
+
+class Adapted(nn.Module):
+    """A layer with a low-rank one beside it."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.down, self.up = base, nn.Linear(6, 2), nn.Linear(2, 6)
+
+    def forward(self, x):
+        return self.base(x) + torch.relu(self.up(self.down(x)))
+
+
+@pytest.mark.parametrize("optimizing", [True, False])
+def test_layers_that_are_added_replaced_and_taken_away_between_steps(optimizing):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    old, x = model[0], torch.randn(4, 6)
+
+    def step():
+        model(x).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with sk.Probe(model, optimizer if optimizing else None, mode="exact") as probe:
+        step()
+        model[0] = Adapted(old)
+        step()
+        model.append(nn.Linear(6, 1))
+        step()
+        model[0] = nn.Linear(6, 6)
+        step()
+        old(x)  # no longer of the model
+    expected = [["0", "1"], ["0.base", "0.down", "0.up", "0", "1"]]
+    expected += [[*expected[1], "2"], ["0", "1", "2"]]
+    assert layers(probe) == expected
+    assert all(r.grad_rms > 0 for r in probe.records)
+    for module in [*model.modules(), *old.modules()]:
+        assert not module._forward_hooks
+
+
+def test_a_part_that_is_called_on_its_own_after_a_change():
+    model = nn.ModuleDict({"one": nn.Linear(6, 6)})
+    x = torch.randn(4, 6)
+    with sk.Probe(model) as probe:
+        model["two"] = nn.Linear(6, 6)
+        model["one"](x)
+        model["two"](x)
+    assert layers(probe) == [["one", "two"]]
+
+
+def test_a_part_that_was_taken_away_is_not_watched():
+    model, x, before = nn.ModuleDict({"one": nn.Linear(6, 6)}), torch.randn(4, 6), modes()
+    with sk.Probe(model) as probe:
+        old, model["one"] = model["one"], nn.Linear(6, 6)
+        old(x)
+        assert modes() == before
+        assert not old._forward_hooks
+        model["one"](x)
+    assert layers(probe) == [["one"]]
