@@ -13,8 +13,8 @@ from stabilitykit._ledger import Ledger, Written, fetch
 from stabilitykit._records import ParameterRecord
 from stabilitykit._reductions import reduce_update, wide
 from stabilitykit._samples import SAMPLE, flattened, has_values, real
+from stabilitykit._sharded import PLAIN, local
 
-_PLAIN = (Tensor, nn.Parameter)
 # Convention: an rms between which the squares of entries are in float32's range, and normal, since
 # a norm of squares below 1e-38 takes a hundred times as long.
 _SMALL, _LARGE = 1e-15, 1e15
@@ -87,7 +87,7 @@ class ParameterMeter:
         return len(found) == len(self._known) and all(
             parameter is seen.parameter
             and name == seen.name
-            and type(parameter) in _PLAIN
+            and type(parameter) in PLAIN
             and parameter.data_ptr() == seen.pointer
             and parameter.shape == seen.weight.shape
             and parameter.stride() == seen.weight.stride()
@@ -102,7 +102,7 @@ class ParameterMeter:
             flat, exact = flattened(weight), self.ledger.mode == "exact"
             whole = real(weight) if flat is None else flat
             size = whole.numel() if exact else min(SAMPLE, whole.numel())
-            pointer = parameter.data_ptr() if type(parameter) in _PLAIN else 0
+            pointer = parameter.data_ptr() if type(parameter) in PLAIN else 0
             kind = weight.dtype, whole.dtype, weight.device, size
             place = name, parameter, weight, groups, pointer, whole.numel(), flat
             kinds.setdefault(kind, []).append(place)
@@ -144,6 +144,9 @@ class ParameterMeter:
         updated = [seen for seen in self.seen if seen.gradient is not None]
         for seen in updated:
             seen.updated = True
+            if seen.pointer and seen.parameter.data_ptr() != seen.pointer:  # as after p.data = …
+                seen.weight = seen.parameter.detach()
+                seen.flat = flattened(seen.weight)
         self._copy(updated, [seen.after for seen in updated])
 
     @torch.no_grad()
@@ -271,18 +274,6 @@ def _record(step: int, seen: _Seen, row: list[float]) -> ParameterRecord:
         round(bad),
         round(gradient_bad) if known else None,
     )
-
-
-def local(tensor: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
-    """This process's part of a sharded tensor, and the groups over which it is spread."""
-    if type(tensor) in _PLAIN or not hasattr(tensor, "device_mesh"):
-        return tensor.detach(), ()
-    groups = tuple(
-        tensor.device_mesh.get_group(dimension)
-        for dimension, placement in enumerate(tensor.placements)  # type: ignore[attr-defined]
-        if not placement.is_replicate()
-    )
-    return tensor.detach().to_local(), groups  # type: ignore[attr-defined]
 
 
 def _summed(kept: list[tuple[_Seen, list[float]]]) -> list[tuple[_Seen, list[float]]]:

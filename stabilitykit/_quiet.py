@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.nn import Parameter
 
-from stabilitykit._parameters import local
 from stabilitykit._samples import has_values
+from stabilitykit._sharded import PLAIN, local
 
 
 def in_backward() -> bool:
@@ -23,7 +22,7 @@ def in_backward() -> bool:
 
 def plain(tensor: Tensor) -> Tensor:
     """The values under the wrappers of torch.func, or this process's part of a sharded tensor."""
-    if type(tensor) in (Tensor, Parameter) and not _functorch.is_functorch_wrapped_tensor(tensor):
+    if type(tensor) in PLAIN and not _functorch.is_functorch_wrapped_tensor(tensor):
         return tensor
     while _functorch.is_functorch_wrapped_tensor(tensor):
         tensor = _functorch.get_unwrapped(tensor)

@@ -273,3 +273,32 @@ def test_a_part_that_was_taken_away_is_not_watched():
         assert not old._forward_hooks
         model["one"](x)
     assert layers(probe) == [["one"]]
+
+
+class Assigning(torch.optim.Optimizer):
+    """Puts another tensor in, as hand-written optimizers do."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data = parameter.data - group["lr"] * parameter.grad
+
+
+@pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
+def test_an_optimizer_that_puts_other_tensors_in(mode):
+    model, x = net(), torch.randn(4, 6)
+    optimizer = Assigning(model.parameters(), lr=0.1)
+    expected = []
+    with sk.Probe(model, optimizer, mode=mode) as probe:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            expected += [
+                0.1 * (p.grad.norm() / p.detach().norm()).item() for p in model.parameters()
+            ]
+            optimizer.step()
+    assert [p.update_ratio for p in probe.parameters] == pytest.approx(expected, rel=1e-5)
