@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch._C import _functorch
 
 from stabilitykit._ledger import Ledger, Written, fetch
 from stabilitykit._records import ParameterRecord
@@ -74,7 +75,9 @@ class ParameterMeter:
         found: list[tuple[str, Tensor]] = [
             (name, parameter)
             for name, parameter in self.model.named_parameters()
-            if has_values(parameter) and not isinstance(parameter, nn.UninitializedParameter)
+            if has_values(parameter)
+            and not isinstance(parameter, nn.UninitializedParameter)
+            and not _functorch.is_functorch_wrapped_tensor(parameter)  # put in for one call
         ]
         if not self._still(found):
             self._place(found)

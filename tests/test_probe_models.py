@@ -526,6 +526,24 @@ def test_vmap_and_ensembles(mode):
     assert math.prod(probe.records[0].shape) == 8 * 16
 
 
+@pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
+def test_vmap_and_ensembles_again_and_again(mode):
+    """The next call, whose parameters are under transforms, ends the step of the one before."""
+    base, x = block(), torch.randn(8, 16)
+    stacked, _ = torch.func.stack_module_state([block() for _ in range(3)])
+
+    def call(parameters):
+        return torch.func.functional_call(base, parameters, (x,))
+
+    bare = torch.vmap(call)(stacked)
+    with sk.Probe(base, mode=mode) as probe:
+        for _ in range(3):
+            assert torch.equal(torch.vmap(call)(stacked), bare)
+    assert [(r.step, r.layer) for r in probe.records] == [(s, n) for s in range(3) for n in "012"]
+    assert [r.rms for r in probe.records[2::3]] == pytest.approx([rms(bare)] * 3, rel=1e-5)
+    assert {p.step for p in probe.parameters} == {2}  # that of which no transform is left
+
+
 def test_inference_mode():
     model = block()
     with torch.inference_mode(), sk.Probe(model) as probe:
