@@ -185,9 +185,9 @@ class Hooks:
         return output
 
     def _flatness(self, function: Any, args: Any, kwargs: Any) -> Flatness:
-        if in_backward():
-            return NOT_FLAT
         given = args[0] if args else kwargs["input"]
+        if in_backward() or given.is_complex():
+            return NOT_FLAT
         with Quiet():
             args = tuple(plain(a) if isinstance(a, Tensor) else a for a in args)
             kwargs = {k: plain(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()}

@@ -172,7 +172,7 @@ class ParameterMeter:
                 gradient = gradient.coalesce().values()
             seen.gradient = gradient
             if self.ledger.mode == "sampled":
-                seen.norm = self.ledger.moments(gradient).slot
+                seen.norm = self.ledger.moments(real(gradient)).slot
             elif self.ledger.mode == "exact":
                 (seen.norm,) = self.ledger.write(_square_and_nonfinite(gradient)[None])
             elif self.ledger.mode == "hybrid" and gradient.numel():
@@ -201,8 +201,9 @@ class ParameterMeter:
                 found.append((0.0, 0))
                 continue
             if self.ledger.mode == "sampled":
-                moments = self.ledger.read_moments(Written(gradient.numel(), seen.norm))
-                found.append((moments.rms**2 * gradient.numel(), moments.nonfinite))
+                numel = real(gradient).numel()
+                moments = self.ledger.read_moments(Written(numel, seen.norm))
+                found.append((moments.rms**2 * numel, moments.nonfinite))
                 continue
             if self.ledger.mode == "exact":
                 square, bad = self.ledger.values(seen.norm)

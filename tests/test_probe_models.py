@@ -416,6 +416,35 @@ def test_complex_numbers():
         assert probe.records[0].rms == pytest.approx(rms(parts), rel=0.1)
 
 
+@pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
+def test_complex_activations_and_weights(mode):
+    """Where a function of complex numbers is flat is not asked; norms are those of torch."""
+
+    class Waves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(16, 16, dtype=torch.complex64)
+
+        def forward(self, x):
+            return torch.tanh(self.linear(x))
+
+    torch.manual_seed(0)
+    model, x = Waves(), torch.randn(128, 16, dtype=torch.complex64)
+    before = model.linear.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    with sk.Probe(model, optimizer, mode=mode) as probe:
+        output = model(x)
+        output.abs().square().sum().backward()
+        optimizer.step()
+    record, weight = probe.records[1], probe.parameters[0]
+    assert (record.kind, record.saturated, record.dead) == ("tanh", None, None)
+    assert record.rms == pytest.approx(rms(torch.view_as_real(output)), rel=0.1)
+    gradient, moved = model.linear.weight.grad, model.linear.weight.detach() - before
+    assert weight.grad_norm == pytest.approx(gradient.norm().item(), rel=1e-5)
+    assert weight.weight_norm == pytest.approx(before.norm().item(), rel=1e-5)
+    assert weight.update_ratio == pytest.approx((moved.norm() / before.norm()).item(), rel=1e-4)
+
+
 # Passes that are not one forward and one backward.
 
 
