@@ -170,6 +170,8 @@ class ParameterMeter:
             gradient, _ = local(gradient)
             if gradient.is_sparse:  # entries at the same place are summed
                 gradient = gradient.coalesce().values()
+            if type(gradient) not in PLAIN and not has_values(gradient):
+                continue
             seen.gradient = gradient
             if self.ledger.mode == "sampled":
                 seen.norm = self.ledger.moments(real(gradient)).slot

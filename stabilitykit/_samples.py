@@ -8,16 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stabilitykit._sharded import PLAIN
+
 SAMPLE = 1024  # convention: the standard deviation of normal entries is then within 2 %
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _FLOATS |= {torch.complex64, torch.complex128}
 
 
 def has_values(tensor: Any) -> bool:
-    """Whether it is a dense tensor of floats on a real device."""
+    """Whether it is a dense tensor of floats on a real device, and no stand-in for others."""
     if not isinstance(tensor, Tensor) or tensor.dtype not in _FLOATS or tensor.is_meta:
         return False
-    return tensor.layout == torch.strided and not tensor.is_nested
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return False
+    kind = type(tensor)
+    if kind in PLAIN or kind.__torch_dispatch__ is Tensor.__torch_dispatch__:
+        return True
+    return hasattr(tensor, "device_mesh")  # of which `local` knows this process's part
 
 
 def real(tensor: Tensor) -> Tensor:

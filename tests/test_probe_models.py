@@ -8,7 +8,9 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 import stabilitykit as sk
@@ -443,6 +445,42 @@ def test_complex_activations_and_weights(mode):
     assert weight.grad_norm == pytest.approx(gradient.norm().item(), rel=1e-5)
     assert weight.weight_norm == pytest.approx(before.norm().item(), rel=1e-5)
     assert weight.update_ratio == pytest.approx((moved.norm() / before.norm()).item(), rel=1e-4)
+
+
+class Named(torch.Tensor):
+    """A subclass with values of its own, as torchvision's images."""
+
+
+@pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
+def test_a_subclass_with_values_is_measured(mode):
+    model, x = block(), torch.randn(200, 16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    plain = watched(model, x, mode=mode)
+    model.zero_grad()
+    with sk.Probe(model, optimizer, mode=mode) as probe:
+        model(x.as_subclass(Named)).square().sum().backward()
+        optimizer.step()
+    assert probe.records == plain
+    assert type(probe.records[0].rms) is float
+
+
+@pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
+def test_a_subclass_that_stands_for_other_tensors_is_left_out(mode):
+    """As quantised weights, or fake tensors, which have no values."""
+    model, x = block(), torch.randn(200, 16)
+    weight = model[0].weight.detach()
+    model[0].weight = nn.Parameter(TwoTensor(weight.clone(), weight.clone()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with sk.Probe(model, optimizer, mode=mode) as probe:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(x).sum().backward()
+            optimizer.step()
+    assert probe.records == []  # all outputs are of that class, too
+    assert {p.parameter for p in probe.parameters} == {"0.bias", "2.weight", "2.bias"}
+    with FakeTensorMode(allow_non_fake_inputs=True), sk.Probe(block(), mode=mode) as probe:
+        probe._recorder.model(torch.randn(200, 16))
+    assert probe.records == []
 
 
 # Passes that are not one forward and one backward.
