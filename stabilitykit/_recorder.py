@@ -115,16 +115,15 @@ class Recorder:
 
     def _on_call(self) -> None:
         """At each call of the model in a step that is recorded."""
-        step = self.hooks.step
-        if step.started:
-            # With an optimiser: a scaler found infinities, and left the optimiser's step out.
-            left_out = step.gradients > 0 and not self._updating and not self._has_gradients()
-            if self.optimizer is None or left_out:
-                self._close()
+        if self.hooks.step.started and (self.optimizer is None or self._left_out()):
+            self._close()
         self._unused = False
 
-    def _has_gradients(self) -> bool:
-        return any(parameter.grad is not None for parameter in self.model.parameters())
+    def _left_out(self) -> bool:
+        """Whether the scaler found infinities, and left the optimiser's step out."""
+        if self.scaler is None or self._updating or not self.hooks.step.gradients:
+            return False
+        return all(parameter.grad is None for parameter in self.model.parameters())
 
     def _before_update(self, *_: Any) -> None:
         if self.hooks.attached:

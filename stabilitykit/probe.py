@@ -60,7 +60,8 @@ class Probe:
         mode: "sampled", "hybrid" or "exact".
         callback: called as callback(values, step) after each recorded step with a flat dict such
             as {"rms/0.linear": 1.02}; `wandb.log` and `mlflow.log_metrics` fit.
-        scaler: the GradScaler in use, whose scale is then taken out of `grad_rms`.
+        scaler: the GradScaler in use, whose scale is then taken out of `grad_rms`. A step of the
+            optimiser that it leaves out, and whose gradients are then set to None, counts as well.
 
     Raises:
         TypeError: the model is no module, the optimiser no optimiser, the callback not callable.

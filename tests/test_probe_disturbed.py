@@ -302,3 +302,44 @@ def test_an_optimizer_that_puts_other_tensors_in(mode):
             ]
             optimizer.step()
     assert [p.update_ratio for p in probe.parameters] == pytest.approx(expected, rel=1e-5)
+
+
+def test_two_players_whose_optimizers_take_turns():
+    """The one's step leaves gradients in the other, which are set to None before its own."""
+    one, two = net(), nn.Linear(6, 1)
+    first = torch.optim.SGD(one.parameters(), lr=0.1)
+    second = torch.optim.SGD(two.parameters(), lr=0.1)
+    with sk.Probe(one, first) as maker, sk.Probe(two, second) as judge:
+        for _ in range(3):
+            z = torch.randn(4, 6)
+            second.zero_grad()
+            (two(z).mean() - two(one(z).detach()).mean()).backward()
+            second.step()
+            first.zero_grad()
+            two(one(z)).mean().backward()
+            first.step()
+    assert layers(maker) == [[*LAYERS, *LAYERS]] * 3
+    assert layers(judge) == [["", ""], ["", "", ""], ["", "", ""], [""]]
+    assert all((r.grad_rms is None) == (r.call == 0) for r in maker.records)
+
+
+def test_two_passes_for_one_step_with_gradients_cleared_between():
+    """As in sharpness-aware minimisation: the second pass is at weights a little off."""
+    model, x = net(), torch.randn(4, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = []
+    with sk.Probe(model, optimizer, mode="exact") as probe:
+        for _ in range(2):
+            model(x).square().sum().backward()
+            away = [1e-3 * p.grad for p in model.parameters()]
+            with torch.no_grad():
+                torch._foreach_add_(list(model.parameters()), away)
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            with torch.no_grad():
+                torch._foreach_sub_(list(model.parameters()), away)
+            expected += [p.grad.norm().item() for p in model.parameters()]
+            optimizer.step()
+            optimizer.zero_grad()
+    assert layers(probe) == [[*LAYERS, *LAYERS]] * 2
+    assert [p.grad_norm for p in probe.parameters] == pytest.approx(expected, rel=1e-6)
