@@ -122,6 +122,20 @@ def test_lstm_and_multihead_attention():
             self.lstm = nn.LSTM(8, 16, batch_first=True)
             self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
 
+def test_the_call_in_which_an_input_is_not_finite():
+    class Two(nn.Module):
+        def forward(self, x, y):
+            return x + y
+
+    model, x = Two(), torch.randn(2, 4)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+    with sk.Probe(model, optimizer) as probe:
+        for y in (x, x, x / 0.0, x):
+            model(x, y)
+        optimizer.step()
+    assert probe.first_nonfinite == sk.NonFinite(0, "", 2, "input")
+
+
         def forward(self, x):
             h, _ = self.lstm(x)
             return self.attention(h, h, h)[0]
