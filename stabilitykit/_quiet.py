@@ -64,4 +64,4 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(item)
     elif is_dataclass(value) and not isinstance(value, type):
         for each in fields(value):
-            yield from tensors(getattr(value, each.name))
+            yield from tensors(getattr(value, each.name, None))  # it may not be set

@@ -51,6 +51,12 @@ class Output:
     more: tuple
 
 
+@dataclasses.dataclass
+class Unset:
+    state: torch.Tensor = dataclasses.field(init=False)
+    hidden: torch.Tensor
+
+
 class Leaf(nn.Module):
     """A layer of its own that returns its result in some container."""
 
@@ -79,9 +85,10 @@ class Around(nn.Module):
         (lambda y: [3, [y]], lambda o: o[1][0]),
         (lambda y: {"count": 4, "y": y}, lambda o: o["y"]),
         (lambda y: Output("a", y, (y,)), lambda o: o.hidden),
+        (lambda y: Unset(y), lambda o: o.hidden),
         (lambda y: torch.return_types.max((y, y.long())), lambda o: o[0]),
     ],
-    ids=["tuple", "list", "dict", "dataclass", "named tuple"],
+    ids=["tuple", "list", "dict", "dataclass", "field unset", "named tuple"],
 )
 def test_containers(wrap, unwrap):
     x = torch.randn(8, 4)
@@ -115,13 +122,6 @@ def test_inputs_by_keyword():
     assert probe.first_nonfinite == sk.NonFinite(0, "", 0, "input")
 
 
-def test_lstm_and_multihead_attention():
-    class Both(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lstm = nn.LSTM(8, 16, batch_first=True)
-            self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
-
 def test_the_call_in_which_an_input_is_not_finite():
     class Two(nn.Module):
         def forward(self, x, y):
@@ -135,6 +135,13 @@ def test_the_call_in_which_an_input_is_not_finite():
         optimizer.step()
     assert probe.first_nonfinite == sk.NonFinite(0, "", 2, "input")
 
+
+def test_lstm_and_multihead_attention():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(8, 16, batch_first=True)
+            self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
 
         def forward(self, x):
             h, _ = self.lstm(x)
