@@ -51,7 +51,7 @@ class Hooks:
         self._tensor_handles: list[Any] = []
         self._stack: list[Frame] = []
         self._watch: Watch | None = None
-        self._outermost: Any = None  # the frame of the call that the stack begins with
+        self.outermost: Any = None  # the frame of the call that the stack begins with
         self._thread: dict[str, int] = {}  # in which that is: calls in others do not count
         self._root = Frame(model, "", False)
         self._frames: dict[nn.Module, Frame] = {model: self._root}
@@ -97,7 +97,7 @@ class Hooks:
 
     def fresh(self) -> None:
         """Start a new step; gradients of the old one no longer count."""
-        if self._stack and self._thread.get("of") == get_ident() and not running(self._outermost):
+        if self._stack and self._thread.get("of") == get_ident() and not running(self.outermost):
             self._unwatch()
         self.step = Step()
         self._last = None
@@ -118,7 +118,7 @@ class Hooks:
         if self._thread.setdefault("of", thread) != thread:
             return
         again = self._stack and (frame is self._root or frame is self._stack[0])
-        if again and not running(self._outermost):  # else the model calls itself
+        if again and not running(self.outermost):  # else the model calls itself
             self._unwatch()
         if not self._stack and not self._begin(frame, args, kwargs):
             self._thread.clear()
@@ -149,7 +149,7 @@ class Hooks:
         elif not self.step.without_graph:
             return False
         self.channels_first = None
-        self._outermost, self._thread["of"] = calling(), get_ident()
+        self.outermost, self._thread["of"] = calling(), get_ident()
         self._watch = Watch(self)
         self._watch.__enter__()
         return True
@@ -293,6 +293,6 @@ class Hooks:
     def _unwatch(self) -> None:
         self._stack.clear()
         self._thread.clear()
-        watch, self._watch, self._outermost = self._watch, None, None
+        watch, self._watch, self.outermost = self._watch, None, None
         if watch is not None:
             leave(watch)

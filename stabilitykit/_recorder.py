@@ -16,7 +16,7 @@ from stabilitykit._parameters import ParameterMeter
 from stabilitykit._quiet import in_backward
 from stabilitykit._records import NonFinite, ParameterRecord, Record, scalars
 from stabilitykit._samples import SAMPLE
-from stabilitykit._switches import Hook
+from stabilitykit._switches import Hook, running
 
 
 class Recorder:
@@ -91,7 +91,8 @@ class Recorder:
 
     def catch_up(self) -> None:
         """Without an optimiser nothing ends the last step, so asking for it does."""
-        if self._running and self.optimizer is None and self.hooks.step.started:
+        ends = self._running and self.optimizer is None and self.hooks.step.started
+        if ends and not running(self.hooks.outermost) and not in_backward():
             self._close()
 
     # Where steps begin and end.

@@ -343,3 +343,23 @@ def test_two_passes_for_one_step_with_gradients_cleared_between():
             optimizer.zero_grad()
     assert layers(probe) == [[*LAYERS, *LAYERS]] * 2
     assert [p.grad_norm for p in probe.parameters] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_asking_for_records_in_the_middle_of_a_pass_does_not_end_the_step(where):
+    model, x, asked = net(), torch.randn(4, 6), []
+
+    def ask(*_):
+        asked.append(len(probe.records))
+
+    if where == "forward":
+        model.first.register_forward_hook(ask)
+    else:
+        model.last.register_forward_hook(lambda m, i, o: o.register_hook(ask) and None)
+    with sk.Probe(model) as probe:
+        for _ in range(2):
+            model(x).sum().backward()
+        assert len(probe.records) == 6
+    assert asked == [0, 3]
+    assert layers(probe) == [LAYERS, LAYERS]
+    assert all(r.grad_rms > 0 for r in probe.records)
