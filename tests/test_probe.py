@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -88,6 +89,29 @@ def test_training_is_bit_identical(mode):
     assert results == expected
     assert all(map(torch.equal, bare.parameters(), watched.parameters()))
     assert not hooks(watched)
+
+
+@pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
+def test_random_numbers_statistics_and_clipping_are_as_without(mode):
+    ends = []
+    for watch in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.RReLU(inplace=True),
+            nn.Dropout(),
+            nn.Flatten(),
+        ).append(nn.Linear(288, 4))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        with sk.Probe(model, optimizer, mode=mode) if watch else nullcontext():
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(torch.randn(32, 3, 8, 8)).square().mean().backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+                optimizer.step()
+        ends.append([*model.state_dict().values(), torch.get_rng_state()])
+    assert all(map(torch.equal, *ends))
 
 
 def test_exact_numbers_are_those_of_torch():
@@ -250,25 +274,24 @@ class Readings(TorchDispatchMode):
 
 @pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
 def test_one_synchronisation_per_recorded_step(mode, monkeypatch):
-    fetched = []
+    waited = []
 
-    def fetch(values):
-        fetched.append(values.numel())
-        return original(values)
+    def counted(name):
+        original = getattr(torch.Tensor, name)
+        return lambda *args: waited.append(name) or original(*args)
 
-    original = _ledger.fetch
-    monkeypatch.setattr(_ledger, "fetch", fetch)
-    monkeypatch.setattr(_parameters, "fetch", fetch)
+    for name in ("tolist", "item", "numpy", "cpu", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, counted(name))
     model = net()
     train(model, probe={})  # the flat stretches of the activations are computed once
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    fetched.clear()
+    waited.clear()
     with sk.Probe(model, optimizer, mode=mode, every=2), Readings() as readings:
         for _ in range(4):
             optimizer.zero_grad()
             model(torch.randn(16, 3, 8, 8)).square().mean().backward()
             optimizer.step()
-    assert len(fetched) == 2
+    assert waited == ["tolist"] * 2
     assert readings.count == 0
 
 
