@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
+from torch._C import _functorch, _len_torch_dispatch_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from stabilitykit._samples import has_values
@@ -32,13 +32,17 @@ def plain(tensor: Tensor) -> Tensor:
 class Quiet:
     """Without autograd, modes, and the transforms of torch.func, whose results die with them."""
 
-    __slots__ = ("_grad", "_modes", "_transforms")
+    __slots__ = ("_dispatch", "_grad", "_modes", "_transforms")
 
     def __enter__(self) -> None:
         self._grad = torch.is_grad_enabled()
         self._modes = torch._C.DisableTorchFunction()
         self._modes.__enter__()
         torch._C._set_grad_enabled(False)  # which the modes would see, too
+        self._dispatch: Any = None
+        if _len_torch_dispatch_stack():  # as where a checkpoint keeps some results
+            self._dispatch = torch._C._DisableTorchDispatch()
+            self._dispatch.__enter__()
         self._transforms: Any = None
         if _functorch.peek_interpreter_stack() is not None:
             self._transforms = temporarily_clear_interpreter_stack()
@@ -47,6 +51,8 @@ class Quiet:
     def __exit__(self, *error: Any) -> None:
         if self._transforms is not None:
             self._transforms.__exit__(None, None, None)
+        if self._dispatch is not None:
+            self._dispatch.__exit__(None, None, None)
         torch._C._set_grad_enabled(self._grad)
         self._modes.__exit__(None, None, None)
 

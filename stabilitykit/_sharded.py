@@ -18,4 +18,4 @@ def local(tensor: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
         for dimension, placement in enumerate(tensor.placements)  # type: ignore[attr-defined]
         if not placement.is_replicate()
     )
-    return tensor.detach().to_local(), groups  # type: ignore[attr-defined]
+    return tensor.to_local().detach(), groups  # type: ignore[attr-defined]

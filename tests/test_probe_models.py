@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,11 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torch.testing._internal.two_tensor import TwoTensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 import stabilitykit as sk
 from stabilitykit import _flatness
@@ -568,6 +573,32 @@ def test_the_whole_model_checkpointed(reentrant):
     with sk.Probe(model, optimizer, mode="exact") as probe:
         checkpoint(model, x, use_reentrant=reentrant).square().sum().backward()
     assert numbers(probe.records) == numbers(watched(model, x))
+
+
+@pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
+def test_a_checkpoint_that_keeps_some_results_does_not_get_those_of_the_probe(mode):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(64, 64)
+
+        def forward(self, x):
+            y = torch.tanh(self.linear(x))
+            return y - y.amax(0) * y.sum((0, 1)) * y.index_select(1, torch.arange(64))
+
+    def keep(*_, **__):
+        return CheckpointPolicy.MUST_SAVE
+
+    torch.manual_seed(0)
+    model, x = Model(), torch.randn(64, 64, requires_grad=True)
+    expected = watched(model, x, mode=mode)
+    gradient, model.linear.weight.grad = model.linear.weight.grad, None
+    with sk.Probe(model, mode=mode) as probe:
+        contexts = partial(create_selective_checkpoint_contexts, keep)
+        output = checkpoint(model, x, use_reentrant=False, context_fn=contexts)
+        output.square().sum().backward()
+    assert torch.equal(model.linear.weight.grad, gradient)
+    assert probe.records == expected
 
 
 def test_torch_func():
