@@ -218,7 +218,7 @@ class Ledger:
     def _places(self, tensor: Tensor, flat: Tensor | None) -> Any:
         """Of the sample: in the flat view, or in the tensor when there is none."""
         whole = real(tensor) if flat is None else flat
-        key = (whole.shape, whole.device)
+        key = (whole.shape, whole.device, flat is None)
         if key not in self._positions:
             spread = positions(whole.numel(), whole.device)
             places = spread if flat is not None else torch.unravel_index(spread, whole.shape)

@@ -435,6 +435,18 @@ def test_channels_last_and_other_strides_are_not_copied():
     assert ledger.read_moments(written).rms == pytest.approx(rms(half), rel=0.1)
 
 
+@pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
+def test_as_many_entries_in_one_piece_and_strided(mode):
+    class Strided(nn.Module):
+        def forward(self, x):
+            return torch.tanh(x[::2])  # whose result is in one piece
+
+    x = torch.randn(8192)
+    with sk.Probe(Strided(), mode=mode) as probe:
+        probe._recorder.model(x)
+    assert probe.records[0].rms == pytest.approx(rms(torch.tanh(x[::2])), rel=0.1)
+
+
 def test_complex_numbers():
     class Phase(nn.Module):
         def forward(self, x):
