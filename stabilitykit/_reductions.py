@@ -43,7 +43,7 @@ def extreme(function: Callable[..., Tensor], z: Tensor, dimension: int, out: Ten
         out: [units].
     """
     others = [d for d in range(z.dim()) if d != dimension]
-    if not others:
+    if z.dim() < 2:
         out.copy_(z)
     elif (
         dimension == 1

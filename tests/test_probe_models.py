@@ -447,6 +447,25 @@ def test_as_many_entries_in_one_piece_and_strided(mode):
     assert probe.records[0].rms == pytest.approx(rms(torch.tanh(x[::2])), rel=0.1)
 
 
+@pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
+def test_an_activation_of_one_number(mode):
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(9.0))
+
+        def forward(self, x):
+            return torch.tanh(self.weight) * x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tanh, _ = watched(Gate(), torch.randn(3), mode=mode)
+    assert tanh.shape == ()
+    assert tanh.rms == pytest.approx(math.tanh(9.0))
+    assert tanh.saturated == 1
+    assert tanh.dead == (None if mode == "sampled" else 1)
+
+
 def test_complex_numbers():
     class Phase(nn.Module):
         def forward(self, x):
