@@ -26,7 +26,7 @@ from stabilitykit._rows import Rows
 from stabilitykit._samples import SAMPLE, flattened, positions, real
 
 MODES = ("sampled", "hybrid", "exact")
-KNOWN = 512  # convention: shapes whose plans are kept; sequences may have ever new lengths
+KNOWN = 256  # convention: shapes whose plans are kept, 2 MiB; sequences may have ever new lengths
 ONE = (1,)
 
 
