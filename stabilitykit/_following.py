@@ -205,7 +205,7 @@ def by_pass(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     for tensor in tensors((args, kwargs)):  # the input is what the first branch may begin with
         follow._alive.append(tensor)
         follow._number[id(tensor)] = len(follow._alive)
-    with torch.no_grad(), follow:
+    with torch.enable_grad(), follow:  # since forward may differentiate
         model(*args, **kwargs)
     return follow.found
 

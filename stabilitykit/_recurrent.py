@@ -42,8 +42,7 @@ def recurrent(model: nn.Module, run: Callable[[], Any]) -> list[Finding]:
 
     handles = [m.register_forward_pre_hook(seen, with_kwargs=True) for m in layers]
     try:
-        with torch.no_grad():
-            run()
+        run()  # with autograd, since forward may differentiate
     finally:
         for handle in handles:
             handle.remove()

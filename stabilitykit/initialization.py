@@ -279,7 +279,8 @@ def _variances(
     handles = [module.register_forward_hook(record) for module in names]
     try:
         args, kwargs = arguments(inputs)
-        model(*args, **kwargs)
+        with torch.enable_grad():  # since forward may differentiate
+            model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()

@@ -217,6 +217,14 @@ MORE = {
         *(nets.table(), CE, 3e-3),
     ),
     "plain-parameters": lambda: (nets.Products(8), nets.table(), CE, 1e-3),
+    "mlp-with-its-slope": lambda: (
+        nets.Slope(nets.stack([16, 48, 48, 1], nn.Tanh)),
+        *((lambda x: (x, x[:, :1]))(nets.table()[0]), MSE, 3e-3),
+    ),
+    "gru-with-its-slope": lambda: (
+        nets.Slope(nets.Recurrent(nn.GRU)),
+        *(nets.sequences(), CE, 1e-2),
+    ),
     "mlp-two-inputs": lambda: (
         nets.TwoInputs(),
         *(((lambda x, t: ({"a": x, "b": x.flip(1)}, t))(*nets.table())), CE, 3e-3),

@@ -355,3 +355,17 @@ class Skipping(nn.Module):
             if not self.training or torch.rand(()) > 0.3:
                 x = x + block(x)
         return self.head(x)
+
+
+class Slope(nn.Module):
+    """A model plus its slope along the inputs, as in physics-informed networks."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        x = x.clone().requires_grad_()
+        y = self.model(x)
+        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return y + slope.flatten(1).sum(1, keepdim=True)

@@ -528,6 +528,15 @@ sick(
     lambda: (nets.scaled(nets.stack([16, 48, 48, 4], nn.Tanh), 30.0), nets.table(), CE),
 )
 sick(
+    "tanh-weights-times-30-with-its-slope",
+    "saturated",
+    "model.0",
+    lambda: (
+        nets.Slope(nets.scaled(nets.stack([16, 48, 48, 1], nn.Tanh), 30.0)),
+        *((lambda x: (x, x[:, :1]))(nets.table()[0]), MSE),
+    ),
+)
+sick(
     "tanh-bias-10",
     "saturated",
     "2",
