@@ -63,7 +63,7 @@ class Tracer(TorchFunctionMode):
         if not self._inside:
             return Place(function, "loss" if self._ended else f"{function} after {self._after}")
         name, module = self._inside[-1]
-        return Place(function, name if _leaf(module) else f"{function} after {self._after}")
+        return Place(function, name if leaf(module) else f"{function} after {self._after}")
 
     @contextlib.contextmanager
     def on(self) -> Iterator[Tracer]:
@@ -78,7 +78,7 @@ class Tracer(TorchFunctionMode):
                     found = tensors((args, kwargs, output))
                     if not found or all(t.numel() for t in found):
                         self.ran.add(name)
-                    if _leaf(module):
+                    if leaf(module):
                         self._after = name
                         self.left(name, output)
 
@@ -98,6 +98,7 @@ class Tracer(TorchFunctionMode):
                 handle.remove()
 
 
-def _leaf(module: nn.Module) -> bool:
+def leaf(module: nn.Module) -> bool:
+    """Whether its calls make a record; as the probe has it."""
     children = [name for name, _ in module.named_children() if name != "parametrizations"]
     return not children or isinstance(module, nn.MultiheadAttention)

@@ -208,6 +208,10 @@ class Tape:
         self.step(back)
         return True
 
+    def differentiable(self) -> list[Tensor]:
+        """All tensors with a state that take part in autograd."""
+        return [t for t in self._alive if id(t) in self._states and t.requires_grad]
+
     def sources(self, tensor: Tensor) -> list[Tensor]:
         """The nearest tensors with a state from which a tensor was computed out of sight."""
         known = {t.grad_fn: t for t in self._alive if id(t) in self._states and t.grad_fn}

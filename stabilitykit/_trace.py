@@ -26,6 +26,7 @@ from stabilitykit._functions import (
     writes,
 )
 from stabilitykit._nested import replaced, tensors
+from stabilitykit._origins import leaf
 from stabilitykit._rules import RULES, moved
 from stabilitykit._tape import State, Tape
 
@@ -87,7 +88,7 @@ class Trace(TorchFunctionMode):
             return
         while self._stack and self._stack.pop() is not module:
             pass
-        if _is_leaf(module):
+        if leaf(module):
             output = next((t for t in tensors(output) if t.is_floating_point()), None)
             if output is not None:
                 kind = kind_of(module)
@@ -140,6 +141,11 @@ class Trace(TorchFunctionMode):
             for tensor in tensors(out):
                 if tensor.requires_grad and not tensor.is_leaf:
                     self.tape.constant(tensor)
+            return out
+        if func is torch.autograd.grad:  # which depends on all that was computed before
+            earlier = [self._edge(tensor) for tensor in self.tape.differentiable()]
+            out = func(*args, **kwargs)
+            self._anchor(name, earlier, list(tensors(out)), False)
             return out
         inplace = writes(func, name, kwargs)
         rules = name in MOVES or name in RULES or name in ELEMENTWISE
@@ -196,7 +202,7 @@ class Trace(TorchFunctionMode):
 
     def _within_activation(self) -> bool:
         module = self._stack[-1] if self._stack else None
-        return isinstance(module, MODULES) and _is_leaf(module)
+        return isinstance(module, MODULES) and leaf(module)
 
     def _alias(self, tensor: Tensor) -> Tensor:
         """A view with a gradient of its own, for an operation that is measured."""
@@ -292,9 +298,3 @@ class Trace(TorchFunctionMode):
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    """Whether its calls make a record; as the probe has it."""
-    children = [name for name, _ in module.named_children() if name != "parametrizations"]
-    return not children or isinstance(module, nn.MultiheadAttention)

@@ -506,6 +506,9 @@ UNUSUAL = {
     "detached": lambda h, weight: h.relu() + h.detach(),
     "transposed weight": lambda h, weight: (h @ weight) @ weight.T,
     "spectrum": lambda h, weight: torch.fft.ifft(2 * torch.fft.fft(h)).real,
+    "slope": lambda h, weight: torch.autograd.grad(h.relu().square().sum(), h, create_graph=True)[
+        0
+    ],
     "square": lambda h, weight: h * h,
     "addcmul": lambda h, weight: torch.addcmul(h, h, h),
     "lerp": lambda h, weight: torch.lerp(h, h.relu(), 0.3),
