@@ -16,6 +16,7 @@ from stabilitykit._flatness import ACTIVATIONS, MODULES
 from stabilitykit._functions import MOVES, plain_name
 from stabilitykit._gaussian import GaussianMeans
 from stabilitykit._nested import tensors
+from stabilitykit._quiet import transforming
 
 LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
@@ -105,6 +106,8 @@ class Follow(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if transforming():
+            return func(*args, **kwargs)
         name = plain_name(func)
         given = list(tensors((args, kwargs)))
         before = [(self._past.get(id(t), 0), self._number.get(id(t), -1)) for t in given]

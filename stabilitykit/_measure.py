@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stabilitykit import _nested
+from stabilitykit._quiet import transforming
 from stabilitykit._restore import Randomness
 
 WEIGHTED = (
@@ -79,7 +80,7 @@ class _Products(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").strip("_")
-        if name in PRODUCTS and isinstance(output, Tensor):
+        if name in PRODUCTS and isinstance(output, Tensor) and not transforming():
             factors = [_owner(t) for t in tensors((args, kwargs)) if t.ndim > 1]
             if len(factors) == 2:
                 self.seen(factors[0], factors[1], output)
@@ -128,7 +129,7 @@ class Watch:
         def leave(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
                 self.entered.pop()
-                if isinstance(module, WEIGHTED + NORMALISING):
+                if isinstance(module, WEIGHTED + NORMALISING) and not transforming():
                     call = calls.get(name, 0)
                     calls[name] = call + 1
                     self._record(name, module, call, (args, kwargs), output, raw)

@@ -20,6 +20,11 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def transforming() -> bool:
+    """Whether torch.func is at work, under which a tensor may stand for many."""
+    return _functorch.peek_interpreter_stack() is not None
+
+
 def plain(tensor: Tensor) -> Tensor:
     """The values under the wrappers of torch.func, or this process's part of a sharded tensor."""
     if type(tensor) in PLAIN and not _functorch.is_functorch_wrapped_tensor(tensor):
@@ -44,7 +49,7 @@ class Quiet:
             self._dispatch = torch._C._DisableTorchDispatch()
             self._dispatch.__enter__()
         self._transforms: Any = None
-        if _functorch.peek_interpreter_stack() is not None:
+        if transforming():
             self._transforms = temporarily_clear_interpreter_stack()
             self._transforms.__enter__()
 

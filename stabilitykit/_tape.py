@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -135,6 +136,16 @@ def adjoint(linear: Callable[[Tensor], Any], shape: Any, *cotangents: Field | No
         outs, grads = zip(*pairs, strict=True)
         (found,) = torch.autograd.grad(outs, leaf, grads, allow_unused=True)
     return found
+
+
+@dataclass
+class Call:
+    """One call of a layer, with the state of its output."""
+
+    layer: str
+    kind: str
+    number: int
+    state: State
 
 
 class Tape:

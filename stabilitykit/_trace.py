@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,18 +26,9 @@ from stabilitykit._functions import (
 )
 from stabilitykit._nested import replaced, tensors
 from stabilitykit._origins import leaf
+from stabilitykit._quiet import transforming
 from stabilitykit._rules import RULES, moved
-from stabilitykit._tape import State, Tape
-
-
-@dataclass
-class Call:
-    """One call of a layer, with the state of its output."""
-
-    layer: str
-    kind: str
-    number: int
-    state: State
+from stabilitykit._tape import Call, State, Tape
 
 
 class Trace(TorchFunctionMode):
@@ -88,7 +78,9 @@ class Trace(TorchFunctionMode):
             return
         while self._stack and self._stack.pop() is not module:
             pass
-        if leaf(module):
+        if leaf(module) and transforming():
+            self._miss(kind_of(module), self._names[module])
+        elif leaf(module):
             output = next((t for t in tensors(output) if t.is_floating_point()), None)
             if output is not None:
                 kind = kind_of(module)
@@ -129,6 +121,8 @@ class Trace(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if transforming():  # what comes out of it is measured
+            return func(*args, **kwargs)
         name = plain_name(func)
         given = list(tensors((args, kwargs)))
         for tensor in given:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stabilitykit import _following
 from stabilitykit._nested import arguments
+from stabilitykit._quiet import transforming
 from stabilitykit._restore import restored
 from stabilitykit.gains import gain
 
@@ -200,8 +201,9 @@ def lsuv(
     Each linear and convolutional layer gets orthogonal weights and zero biases. Then, in the order
     in which the batch passes them, each weight is divided by the standard deviation of its output
     until |Var − 1| ≤ tolerance (Mishkin & Matas 2016, algorithm 1, with its tolerance and number
-    of steps; both are conventions). Layers that the batch does not reach keep their weights. A
-    layer used several times is scaled for the first use in which its output varies.
+    of steps; both are conventions). Layers that the batch does not reach, or only under torch.func,
+    keep their weights. A layer used several times is scaled for the first use in which its output
+    varies.
 
     Args:
         model: changed in place; buffers, modes and gradients stay as they are.
@@ -272,7 +274,10 @@ def _variances(
     seen: dict[str, float] = {}
 
     def record(module: nn.Module, _: Any, output: Tensor) -> None:
-        if not seen.get(names[module]):  # a recurrent layer may begin from a state of zeros
+        # Under torch.func a number can not be read.
+        if not transforming() and not seen.get(
+            names[module]
+        ):  # a recurrent layer may begin from a state of zeros
             seen[names[module]] = output.float().var(correction=0).item()
 
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]

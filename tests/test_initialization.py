@@ -320,3 +320,12 @@ def test_lsuv_scales_a_layer_for_the_first_use_that_varies():
     assert {entry.layer for entry in sk.lsuv(model, inputs)} == {"i", "k", "head"}
     states = torch.tanh(model.i(inputs[:, 0]))
     assert model.k(states).var(correction=0).item() == pytest.approx(1, abs=0.05)
+
+
+def test_layers_under_torch_func_stay():
+    torch.manual_seed(0)
+    model, batch = nets.OneByOne(nets.stack([16, 48, 48])), nets.table()
+    before = {name: p.detach().clone() for name, p in model.model.named_parameters()}
+    assert [entry.layer for entry in sk.lsuv(model, batch)] == ["head"]
+    assert [entry.layer for entry in sk.initialize(model, "auto", batch)] == ["head"]
+    assert all(torch.equal(p, before[name]) for name, p in model.model.named_parameters())

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from torch import nn
 from torch.nn import functional
+from zoo import nets
 
 import stabilitykit as sk
 from scripts.benchmarks import prediction as benchmark
@@ -545,3 +546,15 @@ def test_what_is_not_modelled_is_named_and_measured_both_ways(name):
     mean = torch.stack(ratios).view(8, 3, 2).mean(0)
     # Three standard errors of eight draws where all samples share a mean, which has 128 weights.
     assert torch.allclose(mean, torch.ones(3, 2), atol=3 * (2 / 128 / 8) ** 0.5), mean
+
+
+def test_what_runs_under_torch_func_is_named_and_measured():
+    torch.manual_seed(0)
+    model, (x, _) = nets.OneByOne(nets.stack([16, 48, 48])), nets.table()
+    prediction = sk.predict(model, x)
+    layers = ("model.0 (linear)", "model.1 (relu)", "model.2 (linear)")
+    assert prediction.not_modelled == (*layers, "head (what linear reads)")
+    (head,) = prediction.layers
+    given = model.model(x).detach().double().square().mean().item()
+    weight, bias = (p.detach().double().square().mean().item() for p in model.head.parameters())
+    assert head.forward == pytest.approx(48 * weight * given + bias, rel=1e-6)

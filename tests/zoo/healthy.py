@@ -225,6 +225,7 @@ MORE = {
         nets.Slope(nets.Recurrent(nn.GRU)),
         *(nets.sequences(), CE, 1e-2),
     ),
+    "mlp-under-vmap": lambda: (nets.OneByOne(nets.stack([16, 48, 48])), nets.table(), CE, 3e-3),
     "mlp-two-inputs": lambda: (
         nets.TwoInputs(),
         *(((lambda x, t: ({"a": x, "b": x.flip(1)}, t))(*nets.table())), CE, 3e-3),

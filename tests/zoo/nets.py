@@ -369,3 +369,17 @@ class Slope(nn.Module):
         y = self.model(x)
         (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
         return y + slope.flatten(1).sum(1, keepdim=True)
+
+
+class OneByOne(nn.Module):
+    """A model that torch.func calls for each sample, and a head on what comes out."""
+
+    def __init__(self, model, width=48, classes=4):
+        super().__init__()
+        self.model, self.head = model, nn.Linear(width, classes)
+
+    def forward(self, x):
+        parameters = dict(self.model.named_parameters())
+        return self.head(
+            torch.vmap(lambda one: torch.func.functional_call(self.model, parameters, (one,)))(x)
+        )
