@@ -19,7 +19,7 @@ WEIGHTED = (
     nn.Linear,
     nn.Bilinear,
     nn.modules.conv._ConvNd,
-    nn.RNNBase,
+    *(nn.RNNBase, nn.RNNCellBase),
     nn.MultiheadAttention,
 )
 PRODUCTS = (

@@ -1,4 +1,4 @@
-"""Recurrent layers: as deep as their sequence is long, with gates that may be shut."""
+"""Recurrent layers: as deep as their sequence is long, with gates that may be shut; and cells."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from stabilitykit._measure import tensors
 from stabilitykit._remedies import again
 from stabilitykit._verdicts import BOUNDED
 
-_GATES = {
-    nn.LSTM: ("sigmoid", "sigmoid", "tanh", "sigmoid"),
-    nn.GRU: ("sigmoid", "sigmoid", "tanh"),
-}
+_LSTM, _GRU = ("sigmoid", "sigmoid", "tanh", "sigmoid"), ("sigmoid", "sigmoid", "tanh")
+_GATES = {nn.LSTM: _LSTM, nn.LSTMCell: _LSTM, nn.GRU: _GRU, nn.GRUCell: _GRU}
 
 
 def recurrent(model: nn.Module, run: Callable[[], Any]) -> list[Finding]:
@@ -32,10 +30,11 @@ def recurrent(model: nn.Module, run: Callable[[], Any]) -> list[Finding]:
         model: any.
         run: a forward pass.
     """
-    layers = {m: n for n, m in model.named_modules() if isinstance(m, nn.RNNBase)}
+    kinds = (nn.RNNBase, nn.RNNCellBase)
+    layers: dict[nn.Module, str] = {m: n for n, m in model.named_modules() if isinstance(m, kinds)}
     if not layers:
         return []
-    calls: dict[nn.RNNBase, tuple[Any, Any]] = {}
+    calls: dict[nn.Module, tuple[Any, Any]] = {}
 
     def seen(module: Any, args: Any, kwargs: Any) -> None:
         calls.setdefault(module, (args, kwargs))
@@ -54,12 +53,14 @@ def recurrent(model: nn.Module, run: Callable[[], Any]) -> list[Finding]:
     return list(found.values())
 
 
-def _judge(name: str, layer: nn.RNNBase, x: Any, state: Any = None) -> list[Finding]:
+def _judge(name: str, layer: nn.Module, x: Any, state: Any = None) -> list[Finding]:
     remedy = again(name, type(layer).__name__.lower())
     found = []
     share, expected = shut(layer, x)
     if share > f.SATURATED:
         found.append(finding("saturated", name, share, expected, remedy))
+    if not isinstance(layer, nn.RNNBase):
+        return found  # the calls of a cell are seen one by one
     steps = len(x.batch_sizes) if isinstance(x, PackedSequence) else x.shape[layer.batch_first]
     if not isinstance(x, PackedSequence) and x.ndim == 2:
         steps = len(x)
@@ -73,7 +74,7 @@ def _judge(name: str, layer: nn.RNNBase, x: Any, state: Any = None) -> list[Find
     return found
 
 
-def shut(layer: nn.RNNBase, x: Any) -> tuple[float, float]:
+def shut(layer: nn.Module, x: Any) -> tuple[float, float]:
     """The share of gates and states that the input alone holds where they are flat, and expected.
 
     Expected is the share at unit normal pre-activations.
@@ -82,9 +83,11 @@ def shut(layer: nn.RNNBase, x: Any) -> tuple[float, float]:
     if getattr(layer, "nonlinearity", "tanh") == "relu":
         return 0.0, 0.0
     weights: Any = layer
-    biases = weights.bias_ih_l0 + weights.bias_hh_l0 if layer.bias else None
+    end = "_l0" if isinstance(layer, nn.RNNBase) else ""
+    matrix = getattr(weights, f"weight_ih{end}")
+    biases = [getattr(weights, f"bias_{of}{end}") for of in ("ih", "hh")] if weights.bias else []
     x = x.data if isinstance(x, PackedSequence) else x
-    z = nn.functional.linear(x, weights.weight_ih_l0, biases).detach()
+    z = (nn.functional.linear(x, matrix) + sum(biases)).detach()
     z = z.unflatten(-1, (len(kinds), -1))
     limits = torch.tensor([BOUNDED[kind] for kind in kinds], device=z.device)
     share = float((z.abs() > limits[:, None]).double().mean())

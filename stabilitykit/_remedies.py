@@ -31,8 +31,10 @@ def rescaling(model: nn.Module, records: Sequence[Any], signals: Sequence[Signal
         )
     calls = []
     # `lsuv` leaves recurrent weights and those of attention as they are.
-    if any(isinstance(m, nn.RNNBase) for m in kinds):
-        calls.append("[m.reset_parameters() for m in model.modules() if isinstance(m, nn.RNNBase)]")
+    for recurrent in ("RNNBase", "RNNCellBase"):
+        if any(isinstance(m, getattr(nn, recurrent)) for m in kinds):
+            chosen = f"for m in model.modules() if isinstance(m, nn.{recurrent})"
+            calls.append(f"[m.reset_parameters() {chosen}]")
     if any(isinstance(m, nn.MultiheadAttention) for m in kinds):
         calls.append(
             "[nn.init.xavier_uniform_(p) for n, p in model.named_parameters() "

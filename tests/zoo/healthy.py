@@ -285,6 +285,9 @@ MORE = {
         nets.Recurrent(),
         *((lambda x, t: (10 * x, t))(*nets.sequences(length=20)), CE, 1e-2),
     ),
+    "lstm-cell": lambda: (nets.Stepwise(), nets.sequences(), CE, 2e-2),
+    "gru-cell-40": lambda: (nets.Stepwise(nn.GRUCell), nets.sequences(length=40), CE, 1e-2),
+    "rnn-cell-40": lambda: (nets.Stepwise(nn.RNNCell), nets.sequences(length=40), CE, 1e-2),
     "elman-by-hand-40": lambda: (
         nets.Elman(),
         *(nets.sequences(length=40), CE, 1e-2),

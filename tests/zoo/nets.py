@@ -132,6 +132,20 @@ class Recurrent(nn.Module):
         return self.head(states[:, -1] if self.last else states.mean(1))
 
 
+class Stepwise(nn.Module):
+    """A recurrent cell that is called for one step after another."""
+
+    def __init__(self, kind=nn.LSTMCell, features=6, width=24, classes=3):
+        super().__init__()
+        self.rnn, self.head = kind(features, width), nn.Linear(width, classes)
+
+    def forward(self, x):
+        state = None
+        for step in x.unbind(1):
+            state = self.rnn(step, state)
+        return self.head(state[0] if isinstance(state, tuple) else state)
+
+
 class Attention(nn.Module):
     """A pre-LN block with torch's scaled dot-product attention."""
 

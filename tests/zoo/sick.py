@@ -581,6 +581,13 @@ sick(
 
 # recurrent weights
 for key, code_, make in (
+    ("rnn-cell-weights-tiny", "vanishing-signal", lambda: times(nets.Stepwise(nn.RNNCell), 1e-5)),
+    ("lstm-cell-input-weights-times-50", "saturated", lambda: times(nets.Stepwise(), 50, "_ih")),
+    (
+        "gru-cell-recurrent-weights-times-20",
+        "exploding-gradient",
+        lambda: times(nets.Stepwise(nn.GRUCell), 20, "_hh"),
+    ),
     ("rnn-weights-times-30", "exploding-gradient", lambda: times(nets.Recurrent(nn.RNN), 30)),
     ("gru-weights-times-50", "exploding-gradient", lambda: times(nets.Recurrent(nn.GRU), 50)),
     (
@@ -689,6 +696,12 @@ sick(
 )
 sick("constant-cnn", "tied-units", "0", lambda: (constant(nets.cnn(2), 0.1), nets.images(), CE))
 sick("constant-unet", "tied-units", "down", lambda: (constant(nets.UNet(), 0.05), denoising(), MSE))
+sick(
+    "constant-rnn-cell",
+    "tied-units",
+    "rnn",
+    lambda: (constant(nets.Stepwise(nn.RNNCell), 0.1), nets.sequences(), CE),
+)
 sick(
     "zero-lstm",
     "tied-units",
