@@ -96,6 +96,7 @@ HIDES = {
     "dead-units": {
         *("no-gradient", "vanishing-signal", "vanishing-gradient", "update-too-small"),
     },
+    "saturated": {"no-gradient", "update-too-small"},
     "exploding-signal": {"saturated", "update-too-large"},
     "exploding-gradient": {"update-too-large"},
     "mismatched-loss": {"no-gradient", "update-too-small", "update-too-large"},

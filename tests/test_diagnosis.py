@@ -359,6 +359,14 @@ def test_causes_hide_what_follows_from_them():
     assert set().union(*HIDES.values()) <= set(CODES)
 
 
+def test_a_slope_of_zero_of_saturated_units_is_no_cut():
+    torch.manual_seed(0)
+    model = nets.stack([16, 48, 48, 4], nn.Sigmoid)
+    nn.init.constant_(model[2].bias, -200.0)  # whose sigmoid is 0, and so is its slope
+    (found,) = sk.diagnose(model, nets.table(), F.cross_entropy).findings
+    assert (found.code, found.layer) == ("saturated", "2")
+
+
 def test_every_page_is_one_of_the_site(root):
     import tomllib
 
