@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stabilitykit._findings import Finding, finding
+from stabilitykit._makers import last_function, squashed
 
 _POINTWISE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 _LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")
 _WATCHED = (*_POINTWISE, *_LOGITS, "nll_loss", "binary_cross_entropy", "kl_div")
-
-# Operations that only move numbers about, as their nodes in autograd's graph are called.
-_MOVES = (
-    *("View", "Reshape", "Squeeze", "Unsqueeze", "Permute", "Transpose", "T", "Clone", "Select"),
-    *("Slice", "Expand", "ToCopy", "UnsafeView", "Alias", "Contiguous", "Split", "Index"),
-)
-
-
-# Those that change numbers but keep what a sigmoid made of them, where they stay in [0, 1].
-_TOUCHES = ("clamp", "clampmin", "clampmax", "mul", "div", "add", "sub", "rsub")
 
 
 class Mismatch(NamedTuple):
@@ -97,23 +86,6 @@ class LossWatch(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def last_function(x: Tensor) -> str:
-    """The operation that made a tensor, moves left aside: "softmax", "sigmoid", "addmm", …
-
-    Examples:
-        >>> import torch
-        >>> last_function(torch.zeros(2, 3, requires_grad=True).softmax(1).unsqueeze(0))
-        'softmax'
-    """
-    node: Any = x.grad_fn
-    while node is not None:
-        name = node.name().rsplit("::", 1)[-1].split("Backward")[0].lstrip("_")
-        if name not in _MOVES or not node.next_functions:
-            return str(name).lower()
-        node = node.next_functions[0][0]
-    return ""
-
-
 def mismatch(calls: list[tuple[str, Tensor, Tensor]]) -> Mismatch | None:
     """The first loss call that was given something else than it takes, None if all fit."""
     for name, scores, target in calls:
@@ -121,51 +93,6 @@ def mismatch(calls: list[tuple[str, Tensor, Tensor]]) -> Mismatch | None:
         if found is not None:
             return found
     return None
-
-
-def squashed(scores: Tensor) -> str:
-    """Whether numbers are the output of a "softmax" or a "sigmoid", else nothing.
-
-    By the last function; by values, where rows in [0, 1] sum to 1; and by the functions before a
-    clamp or a scaling that leave all in [0, 1], also of a sigmoid that is written out.
-
-    Examples:
-        >>> import torch
-        >>> z = torch.linspace(-3, 3, 8, requires_grad=True).view(4, 2)
-        >>> squashed(1 / (1 + torch.exp(-z))), squashed(z.exp() / z.exp().sum(1, keepdim=True))
-        ('sigmoid', 'softmax')
-        >>> squashed(z.relu()), squashed(z.detach().sigmoid())
-        ('', '')
-    """
-    made = last_function(scores)
-    if made in ("softmax", "sigmoid"):
-        return made
-    values = scores.detach()
-    if not values.numel() or not bool(((values >= 0) & (values <= 1)).all()):
-        return ""
-    values = values.double()
-    # Convention: closer to 1 than chance comes, and no closer than rounding leaves it.
-    near = max(1e-4, 2 * torch.finfo(scores.dtype).eps)
-    for dimension in (1, -1) if scores.ndim > 1 else ():
-        total = values.sum(dimension)
-        if scores.shape[dimension] > 1 and bool(((total - 1).abs() < near).all()):
-            return "softmax"
-    names = list(_path(scores))
-    while names and names[0] in _TOUCHES:
-        names.pop(0)
-    written = names[:3] == ["reciprocal", "add", "exp"]
-    return "sigmoid" if names[:1] == ["sigmoid"] or written else ""
-
-
-def _path(x: Tensor) -> Iterator[str]:
-    """The operations that made a tensor, the last first, as long as each has one input."""
-    node: Any = x.grad_fn
-    while node is not None:
-        name = node.name().rsplit("::", 1)[-1].split("Backward")[0].lstrip("_")
-        if name not in _MOVES:
-            yield name.lower()
-        before = [below for below, _ in node.next_functions if below is not None]
-        node = before[0] if len(before) == 1 else None
 
 
 def _judge(name: str, scores: Tensor, target: Tensor) -> Mismatch | None:
@@ -190,6 +117,8 @@ def _judge(name: str, scores: Tensor, target: Tensor) -> Mismatch | None:
             f"drop the {made}, since {name} applies {own} itself, or {_UNDO}",
             _undone(name, made),
         )
+    if name == "binary_cross_entropy_with_logits":
+        return _beyond(name, target)
     if name == "nll_loss" and last_function(scores) not in ("logsoftmax", "log_softmax"):
         return _likelihood(scores, made)
     if name == "binary_cross_entropy":
@@ -214,6 +143,21 @@ def _pointwise(name: str, scores: Tensor, target: Tensor, made: str) -> Mismatch
             _undone(loss, made),
         )
     return None
+
+
+def _beyond(name: str, target: Tensor) -> Mismatch | None:
+    """Targets that are no probabilities: the loss then falls for ever as logits grow."""
+    low, high = (float(v) for v in target.detach().aminmax()) if target.numel() else (0.0, 1.0)
+    # Convention: by half the range; noise that is put on labels, up to 1.2, does no harm.
+    if low >= -0.5 and high <= 1.5:
+        return None
+    return Mismatch(
+        f"{name} against targets from {low:.3g} to {high:.3g}",
+        "targets from 0 to 1",
+        "bring the targets to the range from 0 to 1",
+        f"loss_fn = lambda y, t: nn.functional.{name}("
+        "y, (t - t.min()) / (t.max() - t.min()).clamp_min(1e-8))",
+    )
 
 
 def _likelihood(scores: Tensor, made: str) -> Mismatch | None:

@@ -14,7 +14,8 @@ from zoo import healthy, nets, sick
 
 import stabilitykit as sk
 from stabilitykit._findings import CODES, HIDES, PAGES, causes, finding
-from stabilitykit._losses import LossWatch, last_function, mismatch, squashed
+from stabilitykit._losses import LossWatch, mismatch
+from stabilitykit._makers import last_function, squashed
 from stabilitykit._recurrent import growing, recurrent
 
 

@@ -175,6 +175,10 @@ MORE = {
         nn.Sequential(*nets.stack([16, 64, 4]), nn.LogSoftmax(1)),
         *(nets.table(), F.nll_loss, 1e-2),
     ),
+    "mlp-binary-noisy-labels": lambda: (
+        nets.stack([16, 64, 1]),
+        *((lambda x, t: (x, 1.2 * t))(*binary()), BCE, 1e-2),
+    ),
     "mlp-own-loss": lambda: (
         nets.OwnLoss(),
         *((lambda x, t: ({"x": x, "labels": t}, t))(*nets.table()), own, 1e-2),

@@ -987,6 +987,19 @@ sick(
     ),
     without_end,
 )
+
+
+def signs(batch):
+    """Targets of −1 and 1 for those of 0 and 1."""
+    return batch[0], 2 * batch[1] - 1
+
+
+sick(
+    "bce-with-logits-against-signs",
+    "mismatched-loss",
+    "loss",
+    lambda: (lambda m: (m, signs(binary()), BCE, adam(m)))(nets.stack([16, 48, 1])),
+)
 sick(
     "bce-of-logits",
     "mismatched-loss",

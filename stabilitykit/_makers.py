@@ -1,0 +1,81 @@
+"""What made a tensor, by autograd's graph and by its values: a softmax, a sigmoid, …"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Operations that only move numbers about, as their nodes in autograd's graph are called.
+_MOVES = (
+    *("View", "Reshape", "Squeeze", "Unsqueeze", "Permute", "Transpose", "T", "Clone", "Select"),
+    *("Slice", "Expand", "ToCopy", "UnsafeView", "Alias", "Contiguous", "Split", "Index"),
+)
+
+
+# Those that change numbers but keep what a sigmoid made of them, where they stay in [0, 1].
+_TOUCHES = ("clamp", "clampmin", "clampmax", "mul", "div", "add", "sub", "rsub")
+
+
+def last_function(x: Tensor) -> str:
+    """The operation that made a tensor, moves left aside: "softmax", "sigmoid", "addmm", …
+
+    Examples:
+        >>> import torch
+        >>> last_function(torch.zeros(2, 3, requires_grad=True).softmax(1).unsqueeze(0))
+        'softmax'
+    """
+    node: Any = x.grad_fn
+    while node is not None:
+        name = node.name().rsplit("::", 1)[-1].split("Backward")[0].lstrip("_")
+        if name not in _MOVES or not node.next_functions:
+            return str(name).lower()
+        node = node.next_functions[0][0]
+    return ""
+
+
+def squashed(scores: Tensor) -> str:
+    """Whether numbers are the output of a "softmax" or a "sigmoid", else nothing.
+
+    By the last function; by values, where rows in [0, 1] sum to 1; and by the functions before a
+    clamp or a scaling that leave all in [0, 1], also of a sigmoid that is written out.
+
+    Examples:
+        >>> import torch
+        >>> z = torch.linspace(-3, 3, 8, requires_grad=True).view(4, 2)
+        >>> squashed(1 / (1 + torch.exp(-z))), squashed(z.exp() / z.exp().sum(1, keepdim=True))
+        ('sigmoid', 'softmax')
+        >>> squashed(z.relu()), squashed(z.detach().sigmoid())
+        ('', '')
+    """
+    made = last_function(scores)
+    if made in ("softmax", "sigmoid"):
+        return made
+    values = scores.detach()
+    if not values.numel() or not bool(((values >= 0) & (values <= 1)).all()):
+        return ""
+    values = values.double()
+    # Convention: closer to 1 than chance comes, and no closer than rounding leaves it.
+    near = max(1e-4, 2 * torch.finfo(scores.dtype).eps)
+    for dimension in (1, -1) if scores.ndim > 1 else ():
+        total = values.sum(dimension)
+        if scores.shape[dimension] > 1 and bool(((total - 1).abs() < near).all()):
+            return "softmax"
+    names = list(_path(scores))
+    while names and names[0] in _TOUCHES:
+        names.pop(0)
+    written = names[:3] == ["reciprocal", "add", "exp"]
+    return "sigmoid" if names[:1] == ["sigmoid"] or written else ""
+
+
+def _path(x: Tensor) -> Iterator[str]:
+    """The operations that made a tensor, the last first, as long as each has one input."""
+    node: Any = x.grad_fn
+    while node is not None:
+        name = node.name().rsplit("::", 1)[-1].split("Backward")[0].lstrip("_")
+        if name not in _MOVES:
+            yield name.lower()
+        before = [below for below, _ in node.next_functions if below is not None]
+        node = before[0] if len(before) == 1 else None
