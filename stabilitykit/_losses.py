@@ -12,7 +12,7 @@ from stabilitykit._makers import last_function, squashed
 
 _POINTWISE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 _LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")
-_WATCHED = (*_POINTWISE, *_LOGITS, "nll_loss", "binary_cross_entropy", "kl_div")
+_WATCHED = (*(*_POINTWISE, *_LOGITS, "nll_loss", "binary_cross_entropy", "kl_div", "ctc_loss"),)
 
 
 class Mismatch(NamedTuple):
@@ -80,7 +80,8 @@ class LossWatch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _WATCHED:
             given = dict(zip(("input", "target"), args, strict=False)) | kwargs
-            scores, target = given.get("input"), given.get("target")
+            scores = given.get("input", given.get("log_probs"))
+            target = given.get("target", given.get("targets"))
             if isinstance(scores, Tensor) and isinstance(target, Tensor):
                 self.calls.append((name, scores, target))
         return func(*args, **kwargs)
@@ -123,6 +124,8 @@ def _judge(name: str, scores: Tensor, target: Tensor) -> Mismatch | None:
         return _likelihood(scores, made)
     if name == "binary_cross_entropy":
         return _probability(scores, target)
+    if name == "ctc_loss":
+        return _alignment(scores, made)
     return _divergence(scores, made) if name == "kl_div" else None
 
 
@@ -217,4 +220,17 @@ def _divergence(scores: Tensor, made: str) -> Mismatch | None:
         "log-probabilities, which are at most 0",
         "take log_softmax of the logits for kl_div",
         f"loss_fn = lambda y, t: nn.functional.kl_div({took}, t, reduction='batchmean')",
+    )
+
+
+def _alignment(scores: Tensor, made: str) -> Mismatch | None:
+    total = scores.detach().double().logsumexp(-1)
+    if float(total.abs().max()) <= 1e-2:  # as for nll_loss
+        return None
+    took = "y.clamp_min(1e-12).log()" if made else "y.log_softmax(-1)"
+    return Mismatch(
+        f"ctc_loss on numbers whose exponentials sum to {float(total.exp().mean()):.3g}",
+        "log-probabilities, whose exponentials sum to 1",
+        "take log_softmax of the logits for ctc_loss",
+        f"loss_fn = lambda y, t, own=loss_fn: own({took}, t)",
     )

@@ -1000,6 +1000,25 @@ sick(
     "loss",
     lambda: (lambda m: (m, signs(binary()), BCE, adam(m)))(nets.stack([16, 48, 1])),
 )
+
+
+def aligned(log_probabilities, targets):
+    """CTC over all steps, to three labels a sample."""
+    steps, samples, _ = log_probabilities.shape
+    lengths = torch.full((samples,), steps), torch.full((samples,), 3)
+    return F.ctc_loss(log_probabilities, targets, *lengths)
+
+
+for key, end in (("logits", nn.Identity), ("probabilities", lambda: nn.Softmax(-1))):
+    sick(
+        f"ctc-of-{key}",
+        "mismatched-loss",
+        "loss",
+        lambda end=end: (
+            nn.Sequential(*nets.stack([6, 48, 4]), end()),
+            *((torch.randn(12, 16, 6), torch.randint(1, 4, (16, 3))), aligned),
+        ),
+    )
 sick(
     "bce-of-logits",
     "mismatched-loss",
