@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from stabilitykit import _findings as f
@@ -51,6 +52,24 @@ def activations(model: nn.Module, records: Sequence[Any], rescale: str) -> list[
             remedy = unbias(modules.get(feeding), feeding) or remedy
             found[code] = finding(code, feeding, share, expected, remedy)
     return list(found.values())
+
+
+def spoilt(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Finding | None:
+    """non-finite: the first weight that the optimizer's step took beyond all numbers."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    for group in optimizer.param_groups if optimizer is not None else ():
+        for p in group["params"]:
+            number = int((~p.detach().isfinite()).sum())
+            if not number or id(p) not in names:
+                continue
+            said = f"{number} entries are nan or infinite after the optimizer's step"
+            remedy = "Lower the learning rate, or mend what optimizer.step makes of the gradient."
+            least = torch.finfo(p.dtype).tiny  # below, it may round to 0
+            if group.get("eps", 1.0) < least:
+                call = f"for g in optimizer.param_groups: g['eps'] = {max(least, 1e-8):g}"
+                remedy = f"Raise eps, which keeps the optimizer from dividing by zero: `{call}`."
+            return finding("non-finite", names[id(p)], said, 0, remedy)
+    return None
 
 
 def step(line: Line | None) -> list[Finding]:

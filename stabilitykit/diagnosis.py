@@ -236,7 +236,7 @@ def _run(
                 optimizer.step()
     value = float(loss.detach())
     records, parameters = tuple(probe.records), tuple(probe.parameters)
-    bad = nonfinite(loss.detach(), gradients)
+    bad = nonfinite(loss.detach(), gradients) or _verdicts.spoilt(model, optimizer)
     if bad is not None:
         return Diagnosis((bad,), value, records, parameters, None, tuple(watch.signals))
 

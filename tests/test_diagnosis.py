@@ -368,6 +368,17 @@ def test_a_slope_of_zero_of_saturated_units_is_no_cut():
     assert (found.code, found.layer) == ("saturated", "2")
 
 
+def test_a_rate_that_is_no_number_spoils_the_first_weight():
+    torch.manual_seed(0)
+    model = nets.stack([16, 48, 4])
+    optimizer = torch.optim.SGD(model.parameters(), lr=float("nan"))
+    (found,) = sk.diagnose(model, nets.table(), F.cross_entropy, optimizer).findings
+    assert (found.code, found.layer) == ("non-finite", "0.weight")
+    assert found.measured == "768 entries are nan or infinite after the optimizer's step"
+    assert found.remedy.startswith("Lower the learning rate")
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
 def test_every_page_is_one_of_the_site(root):
     import tomllib
 

@@ -307,6 +307,23 @@ sick(
     lambda m: setattr(m[4], "function", lambda x: (x + 1e-2).sqrt()) or m,
 )
 
+
+def without_eps():
+    """One unit is dead, so that Adam divides 0 by 0 + eps."""
+    model = altered(nets.stack([16, 48, 4]), "0.bias", lambda b: b[:1].fill_(-50.0))
+    return model, nets.table(), CE, torch.optim.Adam(model.parameters(), eps=0.0)
+
+
+def without_range():
+    """In half precision 1e-8 is 0."""
+    model, (x, t) = nets.stack([16, 48, 4]).half(), nets.table()
+    return model, (x.half(), t), CE, adam(model)
+
+
+sick("adam-without-eps", "non-finite", "0.weight", without_eps)
+sick("adam-in-half-precision", "non-finite", "0.weight", without_range)
+
+
 # vanishing-signal
 sick(
     "xavier-relu-24",
