@@ -102,7 +102,11 @@ def first_nonfinite(
 
 
 def _bad(tensor: Tensor) -> int:
-    return int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
+    return int((~tensor.isfinite()).sum()) if _continuous(tensor) else 0
+
+
+def _continuous(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _dense(gradient: Tensor) -> Tensor:
@@ -201,5 +205,5 @@ def _infinite(value: Any) -> bool:
 
 
 def _overflow(given: list[Tensor]) -> bool:
-    floating = [t for t in given if t.is_floating_point() and t.numel()]
+    floating = [t for t in given if _continuous(t) and t.numel()]
     return any(float(t.abs().max()) > torch.finfo(t.dtype).max ** 0.5 for t in floating)

@@ -72,7 +72,7 @@ def redrawn(model: nn.Module, name: str) -> str:
         return again(layer, "")
     weight = model.get_parameter(name).detach()
     finite = weight[weight.isfinite()]
-    if finite.numel() and bool((finite > 0).all()):
+    if not weight.is_complex() and finite.numel() and bool((finite > 0).all()):
         call = f"nn.init.ones_({parameter(name)})"
     elif weight.ndim > 1:
         call = f"nn.init.xavier_uniform_({parameter(name)})"

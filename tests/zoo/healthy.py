@@ -230,6 +230,7 @@ MORE = {
         *(nets.sequences(), CE, 1e-2),
     ),
     "mlp-under-vmap": lambda: (nets.OneByOne(nets.stack([16, 48, 48])), nets.table(), CE, 3e-3),
+    "mlp-on-a-spectrum": lambda: (nets.Spectral(), nets.table(), CE, 3e-3),
     "mlp-two-inputs": lambda: (
         nets.TwoInputs(),
         *(((lambda x, t: ({"a": x, "b": x.flip(1)}, t))(*nets.table())), CE, 3e-3),

@@ -397,3 +397,16 @@ class OneByOne(nn.Module):
         return self.head(
             torch.vmap(lambda one: torch.func.functional_call(self.model, parameters, (one,)))(x)
         )
+
+
+class Spectral(nn.Module):
+    """A complex factor for each frequency, then a multilayer perceptron."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.factors = nn.Parameter(torch.ones(4, width // 2 + 1, dtype=torch.cfloat))
+        self.after = stack([4 * width, 48, 4])
+
+    def forward(self, x):
+        spectrum = self.factors * torch.fft.rfft(x)[:, None]
+        return self.after(torch.fft.irfft(spectrum).flatten(1))

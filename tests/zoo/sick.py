@@ -208,6 +208,12 @@ sick(
     ),
 )
 sick(
+    "nan-in-complex-factors",
+    "non-finite",
+    "factors",
+    lambda: (poked(nets.Spectral(), "factors", complex("nan")), nets.table(), CE),
+)
+sick(
     "nan-in-a-weight-norm",
     "non-finite",
     "2.parametrizations.weight.original1",
