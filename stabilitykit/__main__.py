@@ -88,9 +88,10 @@ def _own(run: Any, path: Path, what: str) -> Any:
         return run()
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        name = str(path)
-        line = next((f.lineno for f in reversed(frames) if f.filename == name), None)
-        if isinstance(error, SyntaxError) and error.filename == name:
+        name = path.resolve()  # frames have it as absolute
+        own = [f.lineno for f in frames if Path(f.filename).resolve() == name]
+        line = own[-1] if own else None
+        if isinstance(error, SyntaxError) and Path(error.filename or "").resolve() == name:
             line = error.lineno
         place = what if line is None else f"{what}, line {line}"
         said = " ".join(str(error).split())
@@ -106,7 +107,8 @@ def made(target: str) -> tuple[Any, ...]:
     module = load(path)
     factory = getattr(module, name, None)
     if not callable(factory):
-        near = difflib.get_close_matches(name, vars(module), n=1)
+        functions = [key for key, value in vars(module).items() if callable(value)]
+        near = difflib.get_close_matches(name, functions, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise Failure(f"{path} has no function {name!r}{hint}")
     result = _own(factory, path, target)

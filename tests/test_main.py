@@ -86,7 +86,7 @@ def test_both_files_are_written(source, tmp_path, capsys):
     ("name", "said"),
     [
         ("god", "train.py has no function 'god'; did you mean 'good'?"),
-        ("value", "train.py has no function 'value'"),
+        ("value", "train.py has no function 'value'\n"),
         ("fails", "train.py:fails, line 23 raised OSError: no data"),
         ("leaves", "train.py:leaves, line 26 raised SystemExit: 3"),
         ("pair", "returned tuple of 2; expected (model, batch, loss_fn) or (model, batch, loss"),
@@ -119,6 +119,16 @@ def test_a_file_that_does_not_run_gives_2(tmp_path, capsys, content, said, monke
     path.write_text(content)
     assert main(["diagnose", f"{path}:make"]) == 2
     assert f"{path}, {said}" in capsys.readouterr().err
+
+
+def test_a_line_is_named_whichever_way_the_file_is(source, capsys, monkeypatch):
+    monkeypatch.chdir(source.parent)
+    assert main(["diagnose", f"{source.name}:fails"]) == 2
+    assert "train.py:fails, line 23 raised OSError: no data" in capsys.readouterr().err
+    broken = source.with_name("broken_syntax.py")
+    broken.write_text("def make(:\n")
+    assert main(["diagnose", f"../{source.parent.name}/{broken.name}:make"]) == 2
+    assert "broken_syntax.py, line 1 raised SyntaxError" in capsys.readouterr().err
 
 
 def test_a_missing_file_or_folder_gives_2(source, tmp_path, capsys):
