@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from reprlib import repr as short
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from stabilitykit._measure import tensors
 def intake(model: Any, batch: Any, loss_fn: Any, optimizer: Any) -> tuple[Any, Any]:
     """Inputs and targets of the batch, or an error that names what is wrong."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r} is not an nn.Module")
+        raise TypeError(f"model={short(model)} is not an nn.Module")
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
         raise TypeError(f"batch must be (inputs, targets), got {type(batch).__name__}")
     if not callable(loss_fn):
-        raise TypeError(f"loss_fn={loss_fn!r} is not callable; expected loss_fn(outputs, targets)")
+        raise TypeError(
+            f"loss_fn={short(loss_fn)} is not callable; expected loss_fn(outputs, targets)"
+        )
     parameters = dict(model.named_parameters())
     name = type(model).__name__
     if not parameters:
@@ -52,7 +55,7 @@ def intake(model: Any, batch: Any, loss_fn: Any, optimizer: Any) -> tuple[Any, A
 def check_optimizer(optimizer: Any, model: nn.Module) -> None:
     """Refuse what is no optimizer, holds no parameter of the model or steps only by a closure."""
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer={optimizer!r} is not a torch.optim.Optimizer")
+        raise TypeError(f"optimizer={short(optimizer)} is not a torch.optim.Optimizer")
     own = {id(p) for p in model.parameters()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise ValueError("optimizer holds none of the model's parameters")

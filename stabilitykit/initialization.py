@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+from reprlib import repr as short
 from typing import Any, NamedTuple
 
 import torch
@@ -97,7 +98,7 @@ def initialize(
         2 linear 1.000 0.05
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r} is not an nn.Module")
+        raise TypeError(f"model={short(model)} is not an nn.Module")
     _check_scheme(scheme)
     layers: dict[str, Any] = _following.weights(model)
     if not layers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -125,7 +126,7 @@ def predict(model: nn.Module, batch: Any) -> Prediction:
         2 linear 0.06 1.0000
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r} is not an nn.Module")
+        raise TypeError(f"model={short(model)} is not an nn.Module")
     args, kwargs = _inputs(batch)
     given = list(tensors((args, kwargs)))
     _check(model, batch, given)
@@ -141,8 +142,8 @@ def _inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _check(model: nn.Module, batch: Any, given: list[torch.Tensor]) -> None:
     if not given:
         raise TypeError(
-            f"batch={batch!r} holds no tensor; expected (inputs, targets) or inputs: a tensor, or "
-            "a tuple or dict of tensors"
+            f"batch={short(batch)} holds no tensor; expected (inputs, targets) or inputs: a "
+            "tensor, or a tuple or dict of tensors"
         )
     for tensor in given:
         if tensor.is_nested:

@@ -224,6 +224,11 @@ def frozen():
     [
         (lambda: ("net", (X, T), F.cross_entropy), TypeError, "model='net' is not an nn.Module"),
         (lambda: (net(), X, F.cross_entropy), TypeError, r"batch must be \(inputs, targets\), got"),
+        (
+            lambda: ((X, T), (X, T), F.cross_entropy),
+            TypeError,
+            r"^model=\(tensor.{,80}\) is not an nn.Module",
+        ),
         (lambda: (net(), (X, T), None), TypeError, "loss_fn=None is not callable"),
         (lambda: (nn.ReLU(), (X, T), F.cross_entropy), ValueError, "model=ReLU has no parameters"),
         (lambda: (frozen(), (X, T), F.cross_entropy), ValueError, "all are frozen"),
