@@ -15,6 +15,11 @@ MOVES = {
     "repeat_interleave", "ravel", "tile", "broadcast_to", "upsample_nearest", "identity",
     "alias", "positive", "cpu", "cuda",
 }  # fmt: skip
+# What they give has the shape of what they get, and nothing else of it.
+SHAPED = {
+    "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
+    "new_zeros", "new_ones", "new_full", "new_tensor",
+}  # fmt: skip
 ALIASES = {
     "imul": "mul", "iadd": "add", "max_pool1d_with_indices": "max_pool1d",
     "max_pool2d_with_indices": "max_pool2d", "max_pool3d_with_indices": "max_pool3d",

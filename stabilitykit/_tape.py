@@ -169,6 +169,12 @@ class Tape:
         self._alive.append(tensor)
         return state
 
+    def known(self, tensor: Tensor) -> Tensor:
+        """The tensor, whose values do not depend on any weight."""
+        if tensor.is_floating_point():
+            self.set(tensor, State.measured(tensor, known=True))
+        return tensor
+
     def computed(self, tensor: Tensor, state: State, read: list[Tensor]) -> None:
         """Set the state of what a rule knows; the share that it leaves open changes as measured."""
         given = [self._states[id(t)] for t in read]

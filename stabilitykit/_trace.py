@@ -18,6 +18,7 @@ from stabilitykit._functions import (
     ELEMENTWISE,
     ISOLATED,
     MOVES,
+    SHAPED,
     WANTS_FUNCTION,
     WEIGHTED,
     named,
@@ -52,8 +53,7 @@ class Trace(TorchFunctionMode):
     def run(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model's output; inputs are seen as known."""
         for tensor in tensors((args, kwargs)):
-            if tensor.is_floating_point():
-                self.tape.set(tensor, State.measured(tensor, known=True))
+            self.tape.known(tensor)
         hooks = torch.nn.modules.module
         handles = [
             hooks.register_module_forward_pre_hook(self._enter),
@@ -141,6 +141,8 @@ class Trace(TorchFunctionMode):
             out = func(*args, **kwargs)
             self._anchor(name, earlier, list(tensors(out)), False)
             return out
+        if name in SHAPED:
+            return self.tape.known(func(*args, **kwargs))
         inplace = writes(func, name, kwargs)
         rules = name in MOVES or name in RULES or name in ELEMENTWISE
         base = args[0]._base if inplace and args and isinstance(args[0], Tensor) else None

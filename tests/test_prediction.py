@@ -558,3 +558,31 @@ def test_what_runs_under_torch_func_is_named_and_measured():
     given = model.model(x).detach().double().square().mean().item()
     weight, bias = (p.detach().double().square().mean().item() for p in model.head.parameters())
     assert head.forward == pytest.approx(48 * weight * given + bias, rel=1e-6)
+
+
+class Sampled(nn.Module):
+    """A mean plus noise, as in a variational autoencoder, and a state that starts at zero."""
+
+    def __init__(self, width=256):
+        super().__init__()
+        self.mean, self.step = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x):
+        mean = self.mean(x)
+        z = mean + 2 * torch.randn_like(mean)
+        return self.step(z + self.step(z.new_zeros(z.shape)))
+
+
+def test_what_only_has_the_shape_of_another_tensor_is_known():
+    torch.manual_seed(0)
+    model, x = Sampled(), torch.randn(512, 256)
+    prediction = sk.predict(model, x)
+    assert prediction.not_modelled == ()
+    mean, first, last = prediction.layers
+    weight, bias = (p.detach().double().square().mean().item() for p in model.step.parameters())
+    assert first.forward == pytest.approx(bias, rel=1e-9)
+    # The noise has a mean square of 4, within three standard errors of 512 · 256 draws.
+    error = 3 * 4 * (2 / (512 * 256)) ** 0.5 * 256 * weight
+    expected = 256 * weight * (mean.forward + 4 + bias) + bias
+    assert last.forward == pytest.approx(expected, abs=error)
+    assert last.amplitude == pytest.approx(last.forward**0.5, rel=0.05)
