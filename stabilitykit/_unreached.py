@@ -40,9 +40,12 @@ def without_gradient(
     used, cut = _watched(model, again, missing or zeros)
     idle = [n for n in (*missing, *zeros) if n not in used]
     missing, zeros = ([n for n in names if n in used] for names in (missing, zeros))
+    if cut == "" and all(name.endswith("bias") for name in missing):
+        missing = []  # a shift of what only the slope is learnt of, as of an energy by its forces
     found: list[Finding] = []
     if missing:
         how = f"Take out {cut}, which cuts it off from the loss" if cut else _KEEP
+        how = _READ if cut is None else how
         remedy = f"{how}, or freeze what is not meant to learn: `{frozen(model, missing)}`."
         found.append(finding("no-gradient", missing[0], "None", "a gradient", remedy))
     elif zeros:
@@ -58,6 +61,7 @@ def without_gradient(
 
 
 _KEEP = "Keep it in the graph (no detach, data, item or torch.no_grad on its way to the loss)"
+_READ = "Let the loss read what is made of it"
 _DEPEND = "Let the loss depend on it (its output is multiplied by zero, or never read)"
 
 
@@ -92,8 +96,11 @@ def _still_zero(model: nn.Module, again: Callable[[], Tensor], randomness: Rando
 
 def _watched(
     model: nn.Module, again: Callable[[], Tensor], names: Sequence[str]
-) -> tuple[set[str], str]:
-    """The parameters that any function was given, and what cuts the named ones off first."""
+) -> tuple[set[str], str | None]:
+    """The parameters that any function was given, and what cuts the named ones off first.
+
+    It is None where nothing that is made of the first one comes to the loss.
+    """
     owners = {id(p): n for n, p in model.named_parameters()}
     used: set[str] = set()
     # Of each tensor that follows from a parameter: those, and which cuts lie between.
@@ -125,7 +132,9 @@ def _watched(
     used.update(n for n in owners.values() if n.rpartition(".")[0] in tracer.ran)
     first = next((n for n in names if n in used), "")
     _, sources, between = follows.get(id(loss), (loss, frozenset(), frozenset()))
-    return used, cuts[min(between)] if between and first in sources else ""
+    if first not in sources:
+        return used, None
+    return used, cuts[min(between)] if between else ""
 
 
 def _said(place: Place, grad: bool) -> str:

@@ -384,6 +384,26 @@ def test_a_rate_that_is_no_number_spoils_the_first_weight():
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+class Leftover(nn.Module):
+    """What the last layer leaves of the input is computed, and read by nobody."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.back = nn.Linear(16, 32), nn.Linear(32, 4), nn.Linear(32, 16)
+
+    def forward(self, x):
+        h = torch.relu(self.body(x))
+        x = x - self.back(h)
+        return self.head(h)
+
+
+def test_what_the_loss_does_not_read_is_no_cut():
+    torch.manual_seed(0)
+    (found,) = sk.diagnose(Leftover(), nets.table(), F.cross_entropy).findings
+    assert (found.code, found.layer) == ("no-gradient", "back.weight")
+    assert found.remedy.startswith("Let the loss read what is made of it, or freeze")
+
+
 def test_every_page_is_one_of_the_site(root):
     import tomllib
 

@@ -225,6 +225,10 @@ MORE = {
         nets.Slope(nets.stack([16, 48, 48, 1], nn.Tanh)),
         *((lambda x: (x, x[:, :1]))(nets.table()[0]), MSE, 3e-3),
     ),
+    "forces-of-an-energy": lambda: (
+        nets.Slope(nets.stack([16, 64, 1], nn.Tanh), alone=True),
+        *((lambda x: (x, x.flip(1)))(nets.table()[0]), MSE, 1e-2),
+    ),
     "gru-with-its-slope": lambda: (
         nets.Slope(nets.Recurrent(nn.GRU)),
         *(nets.sequences(), CE, 1e-2),

@@ -372,17 +372,17 @@ class Skipping(nn.Module):
 
 
 class Slope(nn.Module):
-    """A model plus its slope along the inputs, as in physics-informed networks."""
+    """A model plus its slope along the inputs, as in physics-informed networks, or that alone."""
 
-    def __init__(self, model):
+    def __init__(self, model, alone=False):
         super().__init__()
-        self.model = model
+        self.model, self.alone = model, alone
 
     def forward(self, x):
         x = x.clone().requires_grad_()
         y = self.model(x)
         (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-        return y + slope.flatten(1).sum(1, keepdim=True)
+        return slope if self.alone else y + slope.flatten(1).sum(1, keepdim=True)
 
 
 class OneByOne(nn.Module):
