@@ -81,6 +81,8 @@ def unscaled(feeds: Sequence[Feed], inputs: Any) -> list[Finding]:
     """unscaled-input: what the first weighted layers receive from the batch."""
     found: dict[str, Finding] = {}
     for feed in feeds:
+        if not math.isfinite(feed.rms):
+            continue  # which is another finding
         measured: float | str = feed.rms
         expected: float | str = 1.0
         if f.INPUT_SMALL <= feed.rms <= f.INPUT_LARGE or not feed.rms > 0:

@@ -238,7 +238,8 @@ def _run(
     records, parameters = tuple(probe.records), tuple(probe.parameters)
     bad = nonfinite(loss.detach(), gradients) or _verdicts.spoilt(model, optimizer)
     if bad is not None:
-        return Diagnosis((bad,), value, records, parameters, None, tuple(watch.signals))
+        stopped = (bad, *unscaled(watch.feeds, inputs))
+        return Diagnosis(stopped, value, records, parameters, None, tuple(watch.signals))
 
     def evaluate() -> float:
         return float(loss_fn(_call(model, inputs), targets).detach())

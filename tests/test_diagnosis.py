@@ -404,6 +404,30 @@ def test_what_the_loss_does_not_read_is_no_cut():
     assert found.remedy.startswith("Let the loss read what is made of it, or freeze")
 
 
+class Opened(nn.Module):
+    """Positive outputs by an exponential."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x).exp()
+
+
+def test_an_overflow_of_unscaled_inputs_names_both():
+    torch.manual_seed(0)
+    model, (x, t) = Opened(nets.stack([16, 48, 4])), nets.table()
+    found = sk.diagnose(model, (1e4 * x, t), F.cross_entropy).findings
+    assert [(one.code, one.layer) for one in found] == [
+        ("non-finite", "exp after net.2"),
+        ("unscaled-input", "input"),
+    ]
+    x[3, 2] = float("nan")
+    (found,) = sk.diagnose(model, (x, t), F.cross_entropy).findings
+    assert (found.code, found.layer) == ("non-finite", "input")
+
+
 def test_every_page_is_one_of_the_site(root):
     import tomllib
 
