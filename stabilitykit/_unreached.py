@@ -33,6 +33,7 @@ def without_gradient(
         randomness: the random state of the step.
     """
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    flat = not any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
     zeros = _still_zero(model, again, randomness)
     if not missing and not zeros:
         return []
@@ -48,6 +49,9 @@ def without_gradient(
         how = _READ if cut is None else how
         remedy = f"{how}, or freeze what is not meant to learn: `{frozen(model, missing)}`."
         found.append(finding("no-gradient", missing[0], "None", "a gradient", remedy))
+    elif zeros and flat and not cut:
+        expected = "a gradient that is not zero"
+        found.append(finding("no-gradient", "loss", 0.0, expected, _FLAT, "warning"))
     elif zeros:
         how = f"Replace {cut}, whose slope is 0, by one with a slope" if cut else _DEPEND
         remedy = f"{how}, or freeze what is not meant to learn: `{frozen(model, zeros)}`."
@@ -61,6 +65,10 @@ def without_gradient(
 
 
 _KEEP = "Keep it in the graph (no detach, data, item or torch.no_grad on its way to the loss)"
+_FLAT = (
+    "Take a batch that is not learnt yet, or look for a mask or a factor of zeros, since the loss "
+    "changes with no weight."
+)
 _READ = "Let the loss read what is made of it"
 _DEPEND = "Let the loss depend on it (its output is multiplied by zero, or never read)"
 
@@ -103,8 +111,8 @@ def _watched(
     """
     owners = {id(p): n for n, p in model.named_parameters()}
     used: set[str] = set()
-    # Of each tensor that follows from a parameter: those, and which cuts lie between.
-    follows: dict[int, tuple[Tensor, frozenset[str], frozenset[int]]] = {}
+    # Of each tensor: the parameters from which it follows, and the cuts on every way from there.
+    follows: dict[int, tuple[Tensor, dict[str, frozenset[int]]]] = {}
     cuts: list[str] = []
     chosen = set(names)
 
@@ -113,9 +121,11 @@ def _watched(
             return
         own = {owners[id(t)] for t in given if id(t) in owners}
         used.update(own)
-        known = [follows[id(t)] for t in given if id(t) in follows]
-        sources = frozenset(own & chosen).union(*(k[1] for k in known))
-        between: frozenset[int] = frozenset().union(*(k[2] for k in known))
+        ways = [dict.fromkeys(own & chosen, frozenset[int]())]
+        ways += [follows[id(t)][1] for t in given if id(t) in follows]
+        sources: dict[str, frozenset[int]] = {}
+        for name, between in (pair for way in ways for pair in way.items()):
+            sources[name] = sources.get(name, between) & between
         if not sources:
             return
         attached = any(t.requires_grad for t in given if id(t) in follows or id(t) in owners)
@@ -123,18 +133,18 @@ def _watched(
             own_cut = attached and (place.function in _STEPS or not tensor.requires_grad)
             if own_cut:
                 cuts.append(_said(place, tracer.grad))
-            passed = between | {len(cuts) - 1} if own_cut else between
-            follows[id(tensor)] = tensor, sources, passed
+            more = {len(cuts) - 1} if own_cut else frozenset[int]()
+            follows[id(tensor)] = tensor, {n: between | more for n, between in sources.items()}
 
     tracer = Tracer(model, seen)
     with tracer.on():
         loss = again()
     used.update(n for n in owners.values() if n.rpartition(".")[0] in tracer.ran)
     first = next((n for n in names if n in used), "")
-    _, sources, between = follows.get(id(loss), (loss, frozenset(), frozenset()))
+    _, sources = follows.get(id(loss), (loss, {}))
     if first not in sources:
         return used, None
-    return used, cuts[min(between)] if between else ""
+    return used, cuts[min(sources[first])] if sources[first] else ""
 
 
 def _said(place: Place, grad: bool) -> str:

@@ -428,6 +428,26 @@ def test_an_overflow_of_unscaled_inputs_names_both():
     assert (found.code, found.layer) == ("non-finite", "input")
 
 
+def test_a_loss_that_is_flat_is_no_cut():
+    """A hinge that every sample has passed, of spectral norms, which make numbers without grad."""
+    torch.manual_seed(0)
+    model = nets.stack([16, 48, 1])
+    for layer in model[::2]:
+        nn.utils.parametrizations.spectral_norm(layer)
+    batch = nets.table()[0], torch.zeros(96, 1)
+    (found,) = sk.diagnose(model, batch, lambda y, t: F.relu(y - 10 - t).mean()).findings
+    assert (found.code, found.layer, found.severity) == ("no-gradient", "loss", "warning")
+    assert found.remedy.startswith("Take a batch that is not learnt yet")
+    model[1] = Rounded()
+    (found,) = sk.diagnose(model, batch, lambda y, t: F.relu(y + 10 - t).mean()).findings
+    assert found.remedy.startswith("Replace the round in '1', whose slope is 0")
+
+
+class Rounded(nn.Module):
+    def forward(self, x):
+        return x.round()
+
+
 def test_every_page_is_one_of_the_site(root):
     import tomllib
 
