@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stabilitykit import _nested
+from stabilitykit._makers import last_function
 from stabilitykit._quiet import transforming
-from stabilitykit._restore import Randomness
 
 WEIGHTED = (
     nn.Linear,
@@ -71,11 +71,13 @@ class Feed(NamedTuple):
 
 
 class _Products(TorchFunctionMode):
-    """Calls back for every product with a parameter."""
+    """Calls back for every product with a parameter, and with what a sigmoid lets through."""
 
-    def __init__(self, seen: Callable[[Tensor, Tensor, Tensor], None]) -> None:
+    def __init__(
+        self, seen: Callable[[Tensor, Tensor, Tensor], None], gated: Callable[[], None]
+    ) -> None:
         super().__init__()
-        self.seen = seen
+        self.seen, self.gated = seen, gated
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -84,6 +86,10 @@ class _Products(TorchFunctionMode):
             factors = [_owner(t) for t in tensors((args, kwargs)) if t.ndim > 1]
             if len(factors) == 2:
                 self.seen(factors[0], factors[1], output)
+        elif name in ("mul", "rmul", "imul", "multiply"):
+            factors = [t for t in tensors((args, kwargs)) if t.numel() > 1]
+            if len(factors) == 2 and any(last_function(t) == "sigmoid" for t in factors):
+                self.gated()
         return output
 
 
@@ -99,6 +105,7 @@ class Watch:
     signals: list[Signal] = field(default_factory=list)
     norms: dict[int, float] = field(default_factory=dict)  # of gradients of products, by position
     feeds: list[Feed] = field(default_factory=list)
+    gates: int = 0  # calls of a sigmoid by which something else is multiplied
     entered: list[str] = field(default_factory=list)  # modules whose forward has not ended
 
     @contextlib.contextmanager
@@ -126,6 +133,9 @@ class Watch:
             if output.requires_grad:
                 output.register_hook(lambda g: self.norms.update({place: float(g.double().norm())}))
 
+        def gated() -> None:
+            self.gates += 1
+
         def leave(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
                 self.entered.pop()
@@ -140,7 +150,7 @@ class Watch:
             handles.append(module.register_forward_pre_hook(enter(name)))
             handles.append(module.register_forward_hook(leave(name), with_kwargs=True))
         try:
-            with _Products(product):
+            with _Products(product, gated):
                 yield self
         finally:
             for handle in handles:
@@ -201,100 +211,3 @@ def _feed(name: str, module: nn.Module, x: Tensor) -> Feed:
     spread = float(features.var(1, correction=0).mean()) if features.shape[1] > 1 else 0.0
     offset = (float(features.mean(1).square().mean()) / spread) ** 0.5 if spread else 0.0
     return Feed(name, rms, offset, channels, source)
-
-
-class Line(NamedTuple):
-    """The loss along the optimizer's step.
-
-    Attributes:
-        loss: before the step.
-        promise: the change that the gradient promises, g·Δw; negative where the step descends.
-        stretch: step length over the best one. Along Δw the loss is L + g·Δw k + c k²/2 to second
-            order, its minimum at k = −g·Δw/c; the stretch is the inverse, c/|g·Δw|, which is lr·λ
-            for plain gradient descent along an eigenvector of curvature λ.
-        factor: the power of ten by which to multiply the step to bring the stretch below one.
-        layer: the weight that changes most, relative to its size.
-        ratio: that change.
-    """
-
-    loss: float
-    promise: float
-    stretch: float
-    factor: float
-    layer: str
-    ratio: float
-
-
-def stretch(loss: float, after: float, promise: float) -> float:
-    """2 (ΔL − g·Δw) / |g·Δw|, infinite where the loss is not finite.
-
-    Examples:
-        A step of 3/λ on λx²/2 from x = 1 with λ = 1, thus to x = −2:
-
-        >>> stretch(0.5, 2.0, -3.0)
-        3.0
-    """
-    bend = after - loss - promise
-    if abs(bend) < 16 * torch.finfo(torch.float32).eps * abs(loss):  # rounding of the loss
-        return 0.0
-    return 2 * bend / abs(promise) if bend == bend else float("inf")
-
-
-# Derived: half a unit in the last place of float32; a weight moved by less stays where it is.
-LOST = 2.0**-24
-
-
-def along(
-    model: nn.Module,
-    before: dict[str, Tensor],
-    loss: float,
-    evaluate: Callable[[], float],
-    randomness: Randomness,
-) -> Line | None:
-    """Measure the loss along the step that the optimizer has just made; None if it descends not.
-
-    Args:
-        model: after the step, with the gradients of the step.
-        before: its parameters before the step.
-        loss: before the step.
-        evaluate: computes the loss.
-        randomness: puts back what was there when `loss` was computed, parameters aside.
-    """
-    parameters = {n: p for n, p in model.named_parameters() if p.grad is not None}
-    with torch.no_grad():
-        moves = {n: p.detach() - before[n] for n, p in parameters.items()}
-        promise = sum(
-            float((_dense(p.grad).double() * moves[n].double()).sum())
-            for n, p in parameters.items()
-        )
-        ratios = {
-            n: float(moves[n].norm() / before[n].norm().clamp_min(1e-30))
-            for n, p in parameters.items()
-            if p.ndim > 1
-        }
-    layer = max(ratios, key=lambda n: ratios[n], default="")
-    ratio = ratios.get(layer, 0.0)
-    if ratio < LOST or not any(bool(move.any()) for move in moves.values()):
-        return Line(loss, 0.0, 0.0, 0.0, layer, ratio)
-    if not promise < 0:
-        return None
-
-    def at(scale: float) -> float:
-        randomness.restore()
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(before[name] + scale * moves[name])
-        # With autograd, as the first loss was: without it layers may take other paths.
-        return stretch(loss, evaluate(), scale * promise)
-
-    value, factor = at(1.0), 1.0
-    while value > 1 and factor > 1e-12 and at(factor) > 1:
-        factor /= 10
-    while value <= 1 and factor < 1e12 and at(10 * factor) <= 1:
-        factor *= 10
-    return Line(loss, promise, value, factor, layer, ratio)
-
-
-def _dense(gradient: Tensor | None) -> Tensor:
-    assert gradient is not None
-    return gradient.to_dense() if gradient.is_sparse else gradient

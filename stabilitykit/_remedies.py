@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stabilitykit._measure import WEIGHTED, Signal
+from stabilitykit._measure import WEIGHTED, Watch
 
 
 def owner(layer: str) -> str:
@@ -20,10 +20,10 @@ def parameter(name: str) -> str:
     return f"model.get_parameter({name!r})"
 
 
-def rescaling(model: nn.Module, records: Sequence[Any], signals: Sequence[Signal]) -> str:
+def rescaling(model: nn.Module, records: Sequence[Any], watch: Watch) -> str:
     """What mends the scale of all layers."""
     modules = dict(model.named_modules())
-    kinds = [modules.get(s.layer) for s in signals]
+    kinds = [modules.get(s.layer) for s in watch.signals]
     if not any(isinstance(m, WEIGHTED) for m in kinds):
         return (
             "Draw the weights again with the gain of ReLU: `for p in model.parameters(): "
@@ -43,7 +43,7 @@ def rescaling(model: nn.Module, records: Sequence[Any], signals: Sequence[Signal
     if any(isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)) for m in model.modules()):
         calls.append("sk.lsuv(model, batch)")
     last = max((i for i, r in enumerate(records) if r.saturated is None), default=0)
-    if any(r.kind == "sigmoid" for r in records[:last]):
+    if sum(r.kind == "sigmoid" for r in records[:last]) > watch.gates:
         said = "Replace the sigmoids between layers by nn.ReLU(), then call"
     else:
         said = "Call" if len(calls) == 1 else "Draw all weights again:"

@@ -11,7 +11,8 @@ from torch import nn
 
 from stabilitykit import _findings as f
 from stabilitykit._findings import Finding, finding
-from stabilitykit._measure import WEIGHTED, Line
+from stabilitykit._line import Line
+from stabilitykit._measure import WEIGHTED
 from stabilitykit._remedies import again, unbias
 
 # Activations that are flat on both sides, and where: |f'| is below 1 % of its maximum beyond.

@@ -19,8 +19,9 @@ from stabilitykit import _scales, _verdicts
 from stabilitykit._findings import Finding, causes
 from stabilitykit._inputs import unscaled
 from stabilitykit._intake import intake
+from stabilitykit._line import Line, along
 from stabilitykit._losses import LossWatch
-from stabilitykit._measure import Line, Signal, Watch, along, tensors
+from stabilitykit._measure import Signal, Watch, tensors
 from stabilitykit._nested import arguments
 from stabilitykit._nonfinite import first_nonfinite
 from stabilitykit._recurrent import recurrent
@@ -203,7 +204,7 @@ def _run(
         return loss_fn(_call(model, inputs), targets)
 
     def nonfinite(loss: Tensor, gradients: dict[str, Tensor | None]) -> Finding | None:
-        rescale = rescaling(model, probe.records, watch.signals)
+        rescale = rescaling(model, probe.records, watch)
         return first_nonfinite(
             *(model, before, gradients, (inputs, targets), loss),
             *(probe.first_nonfinite, probe.records, rescale, rewind, again),
@@ -257,9 +258,8 @@ def _run(
     prediction = _predicted(model, (inputs, targets))
     misfit = losses.finding(outputs, targets)
     seen = (watch, records, misfit, line, prediction)
-    judged = _judge(model, *seen, inputs, targets, loss_fn, randomness)
-    signals = tuple(watch.signals)
-    return Diagnosis(causes(judged), value, records, parameters, prediction, signals)
+    found = causes(_judge(model, *seen, inputs, targets, loss_fn, randomness))
+    return Diagnosis(found, value, records, parameters, prediction, tuple(watch.signals))
 
 
 def _predicted(model: nn.Module, batch: Any) -> Prediction | None:
@@ -284,7 +284,7 @@ def _judge(
     loss_fn: LossFunction,
     randomness: Randomness,
 ) -> list[Finding]:
-    rescale = rescaling(model, records, watch.signals)
+    rescale = rescaling(model, records, watch)
     layers = prediction.layers if prediction is not None else ()
     findings = unscaled(watch.feeds, inputs)
     findings += _scales.findings(watch.signals, watch.norms, records, layers, rescale)

@@ -428,6 +428,13 @@ def test_an_overflow_of_unscaled_inputs_names_both():
     assert (found.code, found.layer) == ("non-finite", "input")
 
 
+def test_sigmoids_that_are_gates_stay():
+    (found, *_) = sk.diagnose(*sick.build("cnn-gated-tiny-weights")).findings
+    assert found.remedy == "Call `sk.lsuv(model, batch)`."
+    (found, *_) = sk.diagnose(*sick.build("deep-sigmoid-6")).findings
+    assert found.remedy.startswith("Replace the sigmoids between layers")
+
+
 def test_a_loss_that_is_flat_is_no_cut():
     """A hinge that every sample has passed, of spectral norms, which make numbers without grad."""
     torch.manual_seed(0)

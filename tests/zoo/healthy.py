@@ -254,6 +254,7 @@ MORE = {
     "resnet-4": lambda: (nets.ResNet(4), nets.images(), CE, 3e-3),
     "resnet-4-zero-gamma": lambda: (nets.ResNet(4, zero=True), nets.images(), CE, 3e-3),
     "resnet-3-plain": lambda: (nets.ResNet(3, norm=False), nets.images(), CE, 3e-3),
+    "cnn-gated": lambda: (nets.gated(), nets.images(), CE, 3e-3),
     "unet": lambda: (nets.UNet(), denoising(), MSE, 1e-2),
     "unet-groupnorm-silu": lambda: (
         nets.UNet(norm=True, activation=F.silu),

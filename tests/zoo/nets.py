@@ -410,3 +410,22 @@ class Spectral(nn.Module):
     def forward(self, x):
         spectrum = self.factors * torch.fft.rfft(x)[:, None]
         return self.after(torch.fft.irfft(spectrum).flatten(1))
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation: a sigmoid of the channels' means says how much of each to pass on."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.squeeze, self.excite = nn.Linear(channels, 8), nn.Linear(8, channels)
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x):
+        gate = self.gate(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
+        return x * gate[:, :, None, None]
+
+
+def gated():
+    layers = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), Gated(8)]
+    layers += [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), Gated(8)]
+    return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(128, 4))

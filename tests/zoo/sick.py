@@ -332,6 +332,12 @@ sick("adam-in-half-precision", "non-finite", "0.weight", without_range)
 
 # vanishing-signal
 sick(
+    "cnn-gated-tiny-weights",
+    "vanishing-signal",
+    "0",
+    lambda: (nets.scaled(nets.gated(), 1e-3, "0", "3"), nets.images(), CE),
+)
+sick(
     "xavier-relu-24",
     "vanishing-signal",
     "2",
