@@ -217,6 +217,7 @@ def lsuv(
         One entry for each layer, in the order of the forward pass.
 
     Raises:
+        TypeError: the model is not an `nn.Module`.
         ValueError: a tolerance that is not positive, an output whose variance is zero or not
             finite, or one that does not come within the tolerance. The model is then as it was.
 
@@ -227,6 +228,8 @@ def lsuv(
         >>> [entry.layer for entry in report], all(abs(e.after - 1) <= 0.05 for e in report)
         (['0', '2'], True)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={short(model)} is not an nn.Module")
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance!r}")
     inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch

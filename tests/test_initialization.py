@@ -86,6 +86,8 @@ def test_bad_arguments():
         sk.lsuv(mixed(), torch.randn(4, 8), tolerance=0)
     with pytest.raises(ValueError, match="model=ReLU has no linear or convolutional layer"):
         sk.lsuv(nn.ReLU(), torch.randn(4, 8))
+    with pytest.raises(TypeError, match=r"model=3 is not an nn\.Module"):
+        sk.lsuv(3, torch.randn(4, 8))
 
 
 class Residual(nn.Module):
