@@ -145,6 +145,16 @@ def _pointwise(name: str, scores: Tensor, target: Tensor, made: str) -> Mismatch
             f"drop the {made} and use {loss}, or {_UNDO}",
             _undone(loss, made),
         )
+    # Convention: more than half, since a few targets may lie a little beyond.
+    last, out = last_function(scores), (target < 0) | (target > 1)
+    if last in ("sigmoid", "softmax") and float(out.double().mean()) > 0.5:
+        low, high = (float(v) for v in target.detach().aminmax())
+        return Mismatch(
+            f"{name} on the output of a {last}, against targets from {low:.3g} to {high:.3g}",
+            "targets from 0 to 1, beyond which no output comes",
+            f"drop the {last}, or bring the targets to the range from 0 to 1, or {_UNDO}",
+            _undone(name, last),
+        )
     return None
 
 

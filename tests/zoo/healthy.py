@@ -195,6 +195,10 @@ MORE = {
         nn.Sequential(*nets.stack([16, 64, 4]), nn.Softmax(1)),
         *((lambda x: (x, (2 * x[:, :4]).softmax(1)))(nets.table()[0]), MSE, 1e-2),
     ),
+    "mlp-sigmoid-targets-a-little-beyond": lambda: (
+        nn.Sequential(*nets.stack([16, 64, 1]), nn.Sigmoid()),
+        *((lambda x: (x, 0.5 + x[:, :1] / 3))(nets.table()[0]), MSE, 1e-2),
+    ),
     "mlp-targets-in-0-to-1": lambda: (
         nn.Sequential(*nets.stack([16, 64, 1]), nn.ReLU()),
         *((lambda x: (x, x[:, :1].sigmoid()))(nets.table()[0]), MSE, 3e-3),

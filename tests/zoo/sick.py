@@ -1018,6 +1018,18 @@ sick(
 )
 
 
+sick(
+    "sigmoid-before-targets-beyond",
+    "mismatched-loss",
+    "loss",
+    lambda: (
+        nn.Sequential(*nets.stack([16, 48, 1]), nn.Sigmoid()),
+        *((lambda x: (x, 3 * x[:, :1]))(nets.table()[0]), F.smooth_l1_loss),
+    ),
+    rewritten=without(nn.Sigmoid),
+)
+
+
 def signs(batch):
     """Targets of −1 and 1 for those of 0 and 1."""
     return batch[0], 2 * batch[1] - 1
