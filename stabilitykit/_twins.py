@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,31 +14,49 @@ from stabilitykit._measure import WEIGHTED, Signal
 
 def tied(model: nn.Module, signals: Sequence[Signal]) -> list[Finding]:
     """tied-units: equal incoming weights that also get equal gradients, thus stay equal."""
-    modules = dict(model.named_modules())
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     for signal in signals:
-        module = modules.get(signal.layer)
-        if not isinstance(module, WEIGHTED):
-            continue
-        for name, weight in module.named_parameters(recurse=False):
-            if weight.ndim < 2 or weight.grad is None or weight.shape[0] < 2:
-                continue
-            bias = module._parameters.get(name.replace("weight", "bias"))
-            share = _twins(weight, bias if bias is not weight else None)
-            if share > f.TIED:
-                remedy = (
-                    "Draw all weights again, each unit its own: `model.apply(lambda m: "
-                    "m.reset_parameters() if hasattr(m, 'reset_parameters') else None)`."
-                )
-                return [finding("tied-units", signal.layer, share, 1 / len(weight), remedy)]
+        module, plain = modules.get(signal.layer), parameters.get(signal.layer)
+        share, units, remedy = 0.0, 1, _RESET
+        if plain is not None and plain.ndim == 2 and plain.grad is not None:
+            # A parameter in a product, whose units are its rows or its columns.
+            pair = plain.detach(), _gradient(plain)
+            ways = [(_twins(*way), len(way[0])) for way in (pair, (pair[0].T, pair[1].T))]
+            (share, units), remedy = max(ways), _DRAW
+        elif isinstance(module, WEIGHTED):
+            share, units = max(_layer(module))
+        if share > f.TIED:
+            return [finding("tied-units", signal.layer, share, 1 / units, remedy)]
     return []
 
 
-def _twins(weight: Tensor, bias: Tensor | None) -> float:
+_RESET = (
+    "Draw all weights again, each unit its own: `model.apply(lambda m: m.reset_parameters() if "
+    "hasattr(m, 'reset_parameters') else None)`."
+)
+_DRAW = (
+    "Draw all weights again, each unit its own: "
+    "`[nn.init.xavier_uniform_(p) for p in model.parameters() if p.ndim > 1]`."
+)
+
+
+def _layer(module: nn.Module) -> Iterator[tuple[float, int]]:
+    """The share of twins and the number of units, of each weight."""
+    yield 0.0, 1
+    for name, weight in module.named_parameters(recurse=False):
+        if weight.ndim < 2 or weight.grad is None:
+            continue
+        rows, slopes = weight.detach().flatten(1), _gradient(weight).flatten(1)
+        bias = module._parameters.get(name.replace("weight", "bias"))
+        fits = bias is not None and bias is not weight and bias.grad is not None
+        if bias is not None and fits and len(bias) == len(rows):
+            rows = torch.cat([rows, bias.detach()[:, None]], 1)
+            slopes = torch.cat([slopes, _gradient(bias)[:, None]], 1)
+        yield _twins(rows, slopes), len(rows)
+
+
+def _twins(rows: Tensor, slopes: Tensor) -> float:
     """Largest share of rows that are bitwise equal and whose gradients are equal to 1e-4."""
-    rows, slopes = weight.detach().flatten(1), _gradient(weight).flatten(1)
-    if bias is not None and bias.grad is not None and len(bias) == len(rows):
-        rows = torch.cat([rows, bias.detach()[:, None]], 1)
-        slopes = torch.cat([slopes, _gradient(bias)[:, None]], 1)
     # One number for a row: equal rows give equal numbers, others do not by any chance.
     key = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64, device=rows.device).sin()
     _, group, counts = (rows.double() * key).sum(1).unique(return_inverse=True, return_counts=True)

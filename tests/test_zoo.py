@@ -86,6 +86,7 @@ UNTOUCHED = {
     "rnn-input-weights-times-50": "recurrent weights",
     "plain-parameters-small": "parameters of the model itself",
     "plain-parameters-large": "parameters of the model itself",
+    "plain-parameters-constant": "parameters of the model itself",
 }
 
 

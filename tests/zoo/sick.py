@@ -732,6 +732,12 @@ sick(
     lambda: (constant(nets.Stepwise(nn.RNNCell), 0.1), nets.sequences(), CE),
 )
 sick(
+    "plain-parameters-constant",
+    "tied-units",
+    "inner",
+    lambda: (constant(nets.Products(2), 0.05), nets.table(), CE),
+)
+sick(
     "zero-lstm",
     "tied-units",
     "rnn",
