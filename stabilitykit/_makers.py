@@ -27,13 +27,20 @@ def last_function(x: Tensor) -> str:
         >>> last_function(torch.zeros(2, 3, requires_grad=True).softmax(1).unsqueeze(0))
         'softmax'
     """
+    node = maker(x)
+    return "" if node is None else _name(node).lower()
+
+
+def maker(x: Tensor) -> Any:
+    """The node in autograd's graph of the operation that made a tensor, moves left aside."""
     node: Any = x.grad_fn
-    while node is not None:
-        name = node.name().rsplit("::", 1)[-1].split("Backward")[0].lstrip("_")
-        if name not in _MOVES or not node.next_functions:
-            return str(name).lower()
+    while node is not None and _name(node) in _MOVES and node.next_functions:
         node = node.next_functions[0][0]
-    return ""
+    return node
+
+
+def _name(node: Any) -> str:
+    return str(node.name().rsplit("::", 1)[-1].split("Backward")[0].lstrip("_"))
 
 
 def squashed(scores: Tensor) -> str:
@@ -74,8 +81,7 @@ def _path(x: Tensor) -> Iterator[str]:
     """The operations that made a tensor, the last first, as long as each has one input."""
     node: Any = x.grad_fn
     while node is not None:
-        name = node.name().rsplit("::", 1)[-1].split("Backward")[0].lstrip("_")
-        if name not in _MOVES:
-            yield name.lower()
+        if _name(node) not in _MOVES:
+            yield _name(node).lower()
         before = [below for below, _ in node.next_functions if below is not None]
         node = before[0] if len(before) == 1 else None

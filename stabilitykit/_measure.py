@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stabilitykit import _nested
-from stabilitykit._makers import last_function
+from stabilitykit._makers import maker
 from stabilitykit._quiet import transforming
 
 WEIGHTED = (
@@ -22,6 +22,7 @@ WEIGHTED = (
     *(nn.RNNBase, nn.RNNCellBase),
     nn.MultiheadAttention,
 )
+_SIGMOIDS = ("sigmoid", "hardsigmoid")
 PRODUCTS = (
     *("linear", "matmul", "rmatmul", "mm", "bmm", "baddbmm", "addmm", "einsum"),
     *("conv1d", "conv2d", "conv3d"),
@@ -74,10 +75,14 @@ class _Products(TorchFunctionMode):
     """Calls back for every product with a parameter, and with what a sigmoid lets through."""
 
     def __init__(
-        self, seen: Callable[[Tensor, Tensor, Tensor], None], gated: Callable[[], None]
+        self,
+        seen: Callable[[Tensor, Tensor, Tensor], None],
+        gates: set[tuple[str, int]],
     ) -> None:
         super().__init__()
-        self.seen, self.gated = seen, gated
+        self.seen, self.gates = seen, gates
+        self.sigmoids: dict[Any, tuple[str, int]] = {}  # by their nodes in autograd's graph
+        self.counts = dict.fromkeys(_SIGMOIDS, 0)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -88,8 +93,14 @@ class _Products(TorchFunctionMode):
                 self.seen(factors[0], factors[1], output)
         elif name in ("mul", "rmul", "imul", "multiply"):
             factors = [t for t in tensors((args, kwargs)) if t.numel() > 1]
-            if len(factors) == 2 and any(last_function(t) == "sigmoid" for t in factors):
-                self.gated()
+            if len(factors) == 2:
+                made = (self.sigmoids.get(maker(t)) for t in factors)
+                self.gates.update(place for place in made if place is not None)
+        elif name in _SIGMOIDS and isinstance(output, Tensor):
+            place = name, self.counts[name]
+            self.counts[name] += 1
+            if output.grad_fn is not None:
+                self.sigmoids[output.grad_fn] = place
         return output
 
 
@@ -105,7 +116,8 @@ class Watch:
     signals: list[Signal] = field(default_factory=list)
     norms: dict[int, float] = field(default_factory=dict)  # of gradients of products, by position
     feeds: list[Feed] = field(default_factory=list)
-    gates: int = 0  # calls of a sigmoid by which something else is multiplied
+    # Which calls of sigmoids, by their kind, something else is multiplied by.
+    gates: set[tuple[str, int]] = field(default_factory=set)
     entered: list[str] = field(default_factory=list)  # modules whose forward has not ended
 
     @contextlib.contextmanager
@@ -133,9 +145,6 @@ class Watch:
             if output.requires_grad:
                 output.register_hook(lambda g: self.norms.update({place: float(g.double().norm())}))
 
-        def gated() -> None:
-            self.gates += 1
-
         def leave(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
                 self.entered.pop()
@@ -150,7 +159,7 @@ class Watch:
             handles.append(module.register_forward_pre_hook(enter(name)))
             handles.append(module.register_forward_hook(leave(name), with_kwargs=True))
         try:
-            with _Products(product, gated):
+            with _Products(product, self.gates):
                 yield self
         finally:
             for handle in handles:

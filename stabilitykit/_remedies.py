@@ -43,7 +43,8 @@ def rescaling(model: nn.Module, records: Sequence[Any], watch: Watch) -> str:
     if any(isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)) for m in model.modules()):
         calls.append("sk.lsuv(model, batch)")
     last = max((i for i, r in enumerate(records) if r.saturated is None), default=0)
-    if sum(r.kind == "sigmoid" for r in records[:last]) > watch.gates:
+    gates = sum(kind == "sigmoid" for kind, _ in watch.gates)
+    if sum(r.kind == "sigmoid" for r in records[:last]) > gates:
         said = "Replace the sigmoids between layers by nn.ReLU(), then call"
     else:
         said = "Call" if len(calls) == 1 else "Draw all weights again:"

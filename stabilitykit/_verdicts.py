@@ -25,10 +25,13 @@ BOUNDED = {
 }
 
 
-def activations(model: nn.Module, records: Sequence[Any], rescale: str) -> list[Finding]:
+def activations(
+    model: nn.Module, records: Sequence[Any], rescale: str, gates: set[tuple[str, int]]
+) -> list[Finding]:
     """saturated and dead-units, at the layer with parameters that feeds the activation.
 
-    Activations after the last weighted layer are outputs, which may well be at 0 and 1.
+    Activations after the last weighted layer are outputs, which may well be at 0 and 1. So may
+    gates be shut or open, unless they are read again and again, as those of a recurrence.
     """
     modules = dict(model.named_modules())
     holds = {name for name, m in modules.items() if list(m.parameters(recurse=False))}
@@ -36,9 +39,15 @@ def activations(model: nn.Module, records: Sequence[Any], rescale: str) -> list[
     weighted = [i for i in layers if isinstance(modules.get(records[i].layer), WEIGHTED)]
     found: dict[str, Finding] = {}
     feeding = ""
+    counts: dict[str, int] = {}
+    often = {record.layer for record in records if record.call}
     for record in records[: weighted[-1] if weighted else -1]:
         if record.saturated is None:
             feeding = record.layer if record.layer in holds else feeding
+            continue
+        place = record.kind, counts.get(record.kind, 0)
+        counts[record.kind] = place[1] + 1
+        if place in gates and feeding not in often:
             continue
         if record.kind in BOUNDED:
             code, share, limit = "saturated", record.saturated, f.SATURATED

@@ -288,7 +288,7 @@ def _judge(
     layers = prediction.layers if prediction is not None else ()
     findings = unscaled(watch.feeds, inputs)
     findings += _scales.findings(watch.signals, watch.norms, records, layers, rescale)
-    findings += _verdicts.activations(model, records, rescale)
+    findings += _verdicts.activations(model, records, rescale, watch.gates)
     findings += tied(model, watch.signals)
     randomness.restore()
     findings += recurrent(model, lambda: _call(model, inputs))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from zoo import healthy, nets, sick
 
 import stabilitykit as sk
+from stabilitykit import _verdicts
 from stabilitykit._findings import CODES, HIDES, PAGES, causes, finding
 from stabilitykit._losses import LossWatch, mismatch
 from stabilitykit._makers import last_function, squashed
@@ -433,6 +434,25 @@ def test_sigmoids_that_are_gates_stay():
     assert found.remedy == "Call `sk.lsuv(model, batch)`."
     (found, *_) = sk.diagnose(*sick.build("deep-sigmoid-6")).findings
     assert found.remedy.startswith("Replace the sigmoids between layers")
+
+
+@pytest.mark.parametrize("gate", [nn.Sigmoid, nn.Hardsigmoid])
+def test_gates_may_be_open_for_good(gate):
+    """As training makes them; what is no gate may not."""
+    torch.manual_seed(0)
+    model = nets.gated()
+    for module in model:
+        if isinstance(module, nets.Gated):
+            module.gate = gate()
+            nn.init.constant_(module.excite.bias, 6.0)  # flat in both
+            nn.init.normal_(module.excite.weight, std=0.01)
+    batch = nets.images()
+    diagnosis = sk.diagnose(model, batch, F.cross_entropy)
+    shares = [r.saturated for r in diagnosis.records if r.kind == gate.__name__.lower()]
+    assert shares == [1.0, 1.0]
+    assert all(found.code != "saturated" for found in diagnosis.findings)
+    (found,) = _verdicts.activations(model, diagnosis.records, "", gates=set())
+    assert (found.code, found.layer) == ("saturated", "2.excite")
 
 
 def test_a_loss_that_is_flat_is_no_cut():
