@@ -2,10 +2,11 @@
 
 Three models, each trained by AdamW: the ratio to the bare step (median over rounds; in each round
 every method runs between two runs of the bare step) and the peak of memory above the bare step's,
-with what the method keeps from step to step. "naive hooks" reads mean,
-std, norms and nan of every output, gradient and parameter with `.item()`. Peers that are not
-installed are named and left out: `pip install -e .[bench]` brings them. On a GPU also the step's
-time and how often the host waits for the device. Run from the repository root:
+with what the method keeps from step to step. "naive hooks" reads mean, std, norms and nan of every
+output, gradient and parameter with `.item()`. Each peer from a package runs in a process of its
+own, beside its own bare step, since some leave wrappers behind that slow all that comes after them.
+Peers that are not installed are named and left out: `pip install -e .[bench]` brings them. On a GPU
+also the step's time and how often the host waits for the device. Run from the repository root:
 
     python -m scripts.benchmarks.probe --rounds 9 --json probe.json
 """
@@ -21,7 +22,9 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -200,6 +203,18 @@ def measure(name: str, methods: list[str], rounds: int, steps: int, device: str)
     return {"model": name, "rows": rows}
 
 
+def apart(peer: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One peer's row, measured in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "row.json"
+        command = [sys.executable, "-m", "scripts.benchmarks.probe", "--only", peer]
+        command += ["--model", name, "--json", str(path)]
+        for option in ("rounds", "steps", "threads"):
+            command += [f"--{option}", str(getattr(arguments, option))]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        return json.loads(path.read_text(encoding="utf-8"))["models"][0]["rows"][1]
+
+
 def show(report: dict[str, Any]) -> None:
     console = Console(width=max(100, Console().width))
     for model in report["models"]:
@@ -242,16 +257,20 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=3, help="timed steps a round (default: 3)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--ours", action="store_true", help="only the bare step and the probe")
-    parser.add_argument("--model", choices=list(MODELS), help="only this one")
+    for option, known, said in (("only", list(METHODS)[1:], "method"), ("model", MODELS, "model")):
+        chosen = f"only this {said}: {'; '.join(known)}"
+        parser.add_argument(f"--{option}", choices=list(known), metavar=said.upper(), help=chosen)
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers here")
     arguments = parser.parse_args()
     if min(arguments.rounds, arguments.steps, arguments.threads) < 1:
         parser.error("--rounds, --steps and --threads must be at least 1")
     torch.set_num_threads(arguments.threads)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler reports its starts and stops
+    os.environ["KINETO_LOG_LEVEL"] = "6"  # the profiler reports its starts and stops
     steady_heap()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     methods = [m for m in METHODS if not arguments.ours or m == "bare" or m.startswith("probe")]
+    if arguments.only:
+        methods = ["bare", arguments.only]
     missing = [m for m in methods if METHODS[m][1] and not importlib.util.find_spec(METHODS[m][1])]
     report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -267,11 +286,14 @@ def main() -> int:
         "left_out": missing,
     }
     left = [method for method in methods if method not in missing]
+    here = [m for m in left if not METHODS[m][1] or arguments.only]
     report["models"] = [
-        measure(name, left, arguments.rounds, arguments.steps, device)
+        measure(name, here, arguments.rounds, arguments.steps, device)
         for name in MODELS
         if arguments.model in (None, name)
     ]
+    for model in report["models"]:
+        model["rows"] += [apart(m, model["model"], arguments) for m in left if m not in here]
     show(report)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

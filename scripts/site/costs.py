@@ -47,5 +47,5 @@ def _where(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     return (
         f"Measured on {report['date'][:10]}, {machine['device']}, {machine['threads']} thread, "
-        f"{report['rounds']} rounds with all methods in turn; {versions}."
+        f"{report['rounds']} rounds in turn with the bare step; {versions}."
     )
