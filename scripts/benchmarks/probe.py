@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,50 +36,11 @@ from rich.console import Console
 from rich.table import Table
 
 import stabilitykit as sk
-from scripts.benchmarks._peers import anomaly, naive, tensorboard, torchlens, wandb_watch
+from scripts.benchmarks._methods import METHODS
 from scripts.benchmarks._workloads import MODELS, Step, Training
 
 RATIO = {"MLP 20×512": 1.20, "CNN, 8 layers": 1.10, "transformer, 4 layers": 1.05}  # mode "hybrid"
 IDLE, MEMORY = 1.03, 2 * 2**20
-
-
-Method = Callable[[Training], contextlib.AbstractContextManager[Step]]
-
-
-@contextlib.contextmanager
-def bare(training: Training) -> Iterator[Step]:
-    yield training.step
-
-
-def probed(**options: Any) -> Method:
-    @contextlib.contextmanager
-    def run(training: Training) -> Iterator[Step]:
-        with sk.Probe(training.model, training.optimizer, **options):
-            yield training.step
-
-    return run
-
-
-@contextlib.contextmanager
-def removed(training: Training) -> Iterator[Step]:
-    with sk.Probe(training.model, training.optimizer):
-        training.step()
-    yield training.step
-
-
-METHODS: dict[str, tuple[Method, str]] = {
-    "bare": (bare, ""),
-    "probe, hybrid": (probed(mode="hybrid"), ""),
-    "probe, sampled": (probed(mode="sampled"), ""),
-    "probe, exact": (probed(mode="exact"), ""),
-    "probe, idle": (probed(every=10**9), ""),
-    "probe, removed": (removed, ""),
-    "naive hooks": (naive, ""),
-    "detect_anomaly": (anomaly, ""),
-    "TensorBoard histograms": (tensorboard, "tensorboard"),
-    "wandb.watch, offline": (wandb_watch, "wandb"),
-    "TorchLens": (torchlens, "torchlens"),
-}
 
 
 def settle(device: str) -> None:
