@@ -171,11 +171,15 @@ def backward(signals: Sequence[Signal], norms: Sequence[float | None]) -> list[C
         return []
     # A step from one output to the one below is the work of the layer above.
     found = []
+    head, top = signals[heads[-1]], norms[heads[-1]] or 0.0
     for code, worst, sign, path in (
         ("vanishing-gradient", max, -1, _by_layer(pairs)),
         ("exploding-gradient", min, 1, pairs),
     ):
         logs = [_log(norm) for norm in _nonzero([norm for _, norm in path])]
+        if sign > 0 and _log(top) - logs[0] > allowance([head]):
+            # One layer does not do that: the last hidden one stands beside the way, as a shut gate.
+            logs[0] = _log(top)
         logs = [logs[0], *_envelope(logs[1:], worst)]
         if len(path) > 1:
             found.append(Change(code, sign, logs, [s for s, _ in path]))

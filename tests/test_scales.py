@@ -11,6 +11,8 @@ from zoo import nets, sick
 
 import stabilitykit as sk
 from stabilitykit import diagnosis as module
+from stabilitykit._measure import Signal
+from stabilitykit._scales import allowance, backward
 
 CODES = {"vanishing-signal", "exploding-signal", "vanishing-gradient", "exploding-gradient"}
 
@@ -171,3 +173,13 @@ def test_parametrized_layers_have_gradients_and_predictions_too():
     assert found.keys() == {"vanishing-signal", "vanishing-gradient"}
     for one in found.values():
         assert one.predicted == pytest.approx(one.measured, rel=0.5)
+
+
+@pytest.mark.parametrize(("norm", "explodes"), [(1e-6, False), (1.0, True)])
+def test_a_gradient_explodes_from_the_head_where_the_last_layer_is_beside_the_way(norm, explodes):
+    """As a shut gate is, whose own gradient is next to nothing."""
+    layers = [Signal(str(i), "linear", 0, True, 256, 1.0, 1.0) for i in range(6)]
+    below = [1.0, 1.0, 1.0, 1.0] if not explodes else [1e6, 1e5, 1e4, 1e2]
+    found = {c.code: c for c in backward(layers, [*below, norm, 1.0])}
+    change = found["exploding-gradient"]
+    assert (change.total > allowance(change.stack)) == explodes
