@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ FACTORY is a function without arguments in FILE.py. It returns (model, batch, lo
 The file is run, as by `python FILE.py`, but under another name than __main__.
 
 Each finding names the page that explains it, as a file of stabilitykit's repository. Set the
-environment variable STABILITYKIT_SITE to the address of its site, and it is named as a link.
+environment variable STABILITYKIT_SITE to the address of its site, and its own is named instead.
 
 exit status:
   0  healthy
@@ -131,15 +132,31 @@ def run(arguments: argparse.Namespace) -> int:
         diagnosis = diagnose(*parts)
     except (TypeError, ValueError, RuntimeError) as error:
         raise Failure(" ".join(str(error).split())) from error
-    Console(soft_wrap=False, highlight=False).print(report.text(diagnosis))
     try:
-        if arguments.html:
-            diagnosis.to_html(arguments.html)
-        if arguments.json:
-            report.write(arguments.json, diagnosis.to_json())
+        _Console(soft_wrap=False, highlight=False).print(report.text(diagnosis))
+    except BrokenPipeError:  # whoever read it, such as `head`, has seen enough
+        _silence()
     except OSError as error:
-        raise Failure(f"{error.filename or 'the report'} cannot be written: {error}") from error
+        _silence()
+        raise Failure(f"standard output cannot be written: {error.strerror or error}") from error
+    for target, content in ((arguments.html, report.to_html), (arguments.json, report.to_json)):
+        if target is not None:
+            try:
+                report.write(target, content(diagnosis))
+            except OSError as error:
+                raise Failure(f"{target} cannot be written: {error.strerror or error}") from error
     return HEALTHY if diagnosis.healthy else FINDINGS
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave the status to `run`: that of rich would mean findings."""
+        raise BrokenPipeError
+
+
+def _silence() -> None:
+    """Send what is left for standard output nowhere: the end of the program flushes it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

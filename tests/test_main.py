@@ -1,6 +1,7 @@
 """The command line: exit status, one clear line for what fails, and files."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -184,3 +185,35 @@ def test_the_module_runs_as_a_program(source):
     assert done.returncode == 1, done.stderr
     assert "dead-units at 0" in done.stdout
     assert done.stderr == ""
+
+
+def piped(source, name, stdout, *more):
+    command = [sys.executable, "-m", "stabilitykit", "diagnose", f"{source}:{name}", *more]
+    return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(("name", "status"), [("good", 0), ("dead", 1)])
+def test_a_reader_that_leaves_early_changes_neither_status_nor_files(
+    source, tmp_path, name, status
+):
+    read, write = os.pipe()
+    os.close(read)
+    numbers = tmp_path / "r.json"
+    process = piped(source, name, write, "--json", str(numbers))
+    os.close(write)
+    assert process.communicate()[1] == ""
+    assert process.returncode == status
+    assert json.loads(numbers.read_text())["healthy"] is (status == 0)
+
+
+def test_output_that_cannot_be_written_gives_2_and_one_line(source):
+    with open("/dev/full", "w") as full:
+        process = piped(source, "dead", full)
+        error = process.communicate()[1]
+    assert error == "stabilitykit: standard output cannot be written: No space left on device\n"
+    assert process.returncode == 2
+
+
+def test_a_file_that_cannot_be_written_is_named_as_given(source, capsys):
+    assert main(["diagnose", f"{source}:good", "--html", "/proc/r.html"]) == 2
+    assert capsys.readouterr().err.startswith("stabilitykit: /proc/r.html cannot be written: ")
