@@ -79,9 +79,18 @@ def _plain(value: Any) -> Any:
 def to_json(diagnosis: Diagnosis) -> str:
     """Everything in the diagnosis, as JSON.
 
-    Keys: healthy, loss, findings (the fields of `Finding`), layers (those of `Record`, and of its
-    prediction), parameters (those of `ParameterRecord`), not_modelled. What is not finite is a
-    string, "nan", "inf" or "-inf".
+    Keys:
+        healthy: true or false.
+        loss: a number.
+        findings: a list of objects with the fields of `Finding`.
+        layers: of every layer call the fields of `Record`; "predicted" holds those of its
+            `LayerPrediction`, or null.
+        parameters: the fields of `ParameterRecord`.
+        signals: of every weighted or normalising layer call, its layer, kind and call, whether it
+            is weighted, its number of units, and the amplitude before it (source) and after it.
+        not_modelled: names of the layers that theory does not model.
+
+    A number that is not finite is a string, "nan", "inf" or "-inf".
 
     Examples:
         >>> json.loads(to_json(Diagnosis((), float("nan"), (), (), None)))["loss"]
@@ -122,6 +131,7 @@ def write(path: str | os.PathLike[str], content: str) -> Path:
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with open(handle, "w", encoding="utf-8") as file:
+        "signals": [signal._asdict() for signal in diagnosis.signals],
             file.write(content)
         mask = os.umask(0)
         os.umask(mask)

@@ -189,6 +189,10 @@ def test_html_shows_names_as_they_are(ill, pages):
         assert one.code in words
         assert one.remedy.replace("`", "") in words
 
+    assert [one["amplitude"] for one in content["signals"]] == [s.amplitude for s in ill.signals]
+    assert content["signals"][0].keys() == {
+        "layer", "kind", "call", "weighted", "units", "source", "amplitude",
+    }  # fmt: skip
 
 def test_html_has_figures_that_speak(pages):
     page = Reader(pages["ill"])
