@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from html import escape
+from html import escape as escaped
 from typing import Any
+
+from stabilitykit._sentences import visible
 
 # The colours in which figures are drawn, and the CSS variables that replace them: light, dark.
 COLOURS = {
@@ -60,9 +62,20 @@ figure { margin: 1rem 0 } svg { height: auto; max-width: 100% }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: .85rem; width: 100% }
 th, td { border-bottom: 1px solid var(--line); padding: .2rem .5rem; text-align: right }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left }
-caption { text-align: left }
+th.word, td.word, caption { text-align: left }
+td.word { max-width: 18rem; min-width: 5.5rem; overflow-wrap: anywhere }
+td.word:first-child { min-width: 8rem }
 """
+
+
+def escape(text: str, quote: bool = True) -> str:
+    """Text as HTML shows it; what is no printable character stands as its escape.
+
+    Examples:
+        >>> escape("<b>" + chr(27))
+        '&lt;b&gt;\\\\x1b'
+    """
+    return escaped(visible(text), quote=quote)
 
 
 def themed(svg: str, name: str, alt: str) -> str:
@@ -95,14 +108,21 @@ def prose(text: str) -> str:
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
-def table(caption: str, head: list[str], rows: list[list[str]]) -> str:
-    """A table that scrolls sideways on its own."""
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+def table(caption: str, head: list[str], rows: list[list[str]], words: int = 1) -> str:
+    """A table that scrolls sideways on its own; its first columns are words, not numbers."""
+    kind = [' class="word"' if column < words else "" for column in range(len(head))]
+    top = "".join(
+        f'<th scope="col"{k}>{escape(cell)}</th>' for k, cell in zip(kind, head, strict=True)
+    )
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+        "<tr>"
+        + "".join(f"<td{k}>{escape(cell)}</td>" for k, cell in zip(kind, row, strict=True))
+        + "</tr>"
+        for row in rows
     )
     return (
-        f'<div class="wide" tabindex="0"><table><caption>{escape(caption)}</caption>'
+        f'<div class="wide" role="region" aria-label="{escape(caption)}" tabindex="0">'
+        f"<table><caption>{escape(caption)}</caption>"
         f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

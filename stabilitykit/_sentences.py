@@ -17,6 +17,19 @@ def shown(value: float | str | None) -> str:
     return "" if value is None else value if isinstance(value, str) else f"{value:.3g}"
 
 
+def visible(text: str) -> str:
+    """A text whose characters all can be seen: the others, which may steer a terminal, as escapes.
+
+    Examples:
+        >>> visible("encoder" + chr(27) + "[31m, größe")
+        'encoder\\\\x1b[31m, größe'
+    """
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 def compared(one: Finding) -> str:
     """What was measured, what a healthy model has, and what theory predicts for these weights.
 

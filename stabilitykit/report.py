@@ -7,18 +7,23 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group
 from rich.table import Table
 from rich.text import Text
 
 from stabilitykit import _html, plots
 from stabilitykit._findings import QUANTITIES
-from stabilitykit._sentences import compared, explanation, read, shown
+from stabilitykit._sentences import compared, explanation, read, shown, visible
 from stabilitykit.diagnosis import Diagnosis
+
+SEVERITIES = {
+    "error": "error: the model cannot learn like this",
+    "warning": "warning: the model learns badly, or late",
+}
 
 
 def verdict(diagnosis: Diagnosis) -> str:
@@ -44,26 +49,44 @@ def table(diagnosis: Diagnosis) -> Table:
     for one in diagnosis.findings:
         values = map(shown, (one.measured, one.expected, one.predicted))
         cells = (one.code, one.layer, *values, one.remedy.replace("`", ""), read(one))
-        grid.add_row(*map(Text, cells))
+        grid.add_row(*(Text(visible(cell)) for cell in cells))
     return grid
+
+
+class _Indented:
+    """A line of text under a heading; where it is wrapped, what follows is indented as well."""
+
+    def __init__(self, line: str, style: str = "") -> None:
+        self.line = Text(line, style=style)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        width = max(options.max_width - 2, 1)
+        kept: Any = {"overflow": options.overflow, "no_wrap": options.no_wrap}
+        for line in self.line.wrap(console, width, **kept):
+            line.rstrip()
+            yield Text("  ") + line
 
 
 def text(diagnosis: Diagnosis) -> Group:
     """The findings as paragraphs, which a narrow terminal can hold, for `rich.print`.
+
+    What is no printable character in a name stands as its escape, such as `\\x1b`.
 
     Examples:
         >>> import rich
         >>> rich.print(text(Diagnosis((), 0.5, (), (), None)))
         healthy: 0 layers, loss 0.5
     """
-    lines: list[Text] = [Text(verdict(diagnosis), style="green" if diagnosis.healthy else "bold")]
+    style = "green" if diagnosis.healthy else "bold"
+    lines: list[Text | _Indented] = [Text(verdict(diagnosis), style=style)]
     for one in diagnosis.findings:
         style = "bold red" if one.severity == "error" else "bold yellow"
-        lines += [Text(""), Text.assemble((one.code, style), f" at {one.layer or '(model)'}")]
-        lines.append(Text(f"  {QUANTITIES[one.code]}:"))
+        where = f" at {visible(one.layer) or '(model)'}, {one.severity}"
+        lines += [Text(""), Text.assemble((one.code, style), where)]
+        lines.append(_Indented(f"{QUANTITIES[one.code]}:"))
         said = [compared(one), explanation(one), one.remedy.replace("`", "")]
-        lines += [Text(f"  {sentence}") for sentence in said if sentence]
-        lines.append(Text(f"  page: {read(one)}", style="dim"))
+        lines += [_Indented(visible(sentence)) for sentence in said if sentence]
+        lines.append(_Indented(f"page: {read(one)}", "dim"))
     return Group(*lines)
 
 
@@ -109,6 +132,7 @@ def to_json(diagnosis: Diagnosis) -> str:
         "findings": [dataclasses.asdict(one) for one in diagnosis.findings],
         "layers": layers,
         "parameters": [dataclasses.asdict(one) for one in diagnosis.parameters],
+        "signals": [signal._asdict() for signal in diagnosis.signals],
         "not_modelled": list(diagnosis.prediction.not_modelled if diagnosis.prediction else ()),
     }
     return json.dumps(_plain(content), indent=1, allow_nan=False)
@@ -131,7 +155,6 @@ def write(path: str | os.PathLike[str], content: str) -> Path:
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with open(handle, "w", encoding="utf-8") as file:
-        "signals": [signal._asdict() for signal in diagnosis.signals],
             file.write(content)
         mask = os.umask(0)
         os.umask(mask)
@@ -152,6 +175,7 @@ def to_html(diagnosis: Diagnosis) -> str:
         (False, False)
     """
     parts = [f"<h1>{_html.prose('Diagnosis: ' + verdict(diagnosis))}</h1>"]
+    parts += ["<h2>Findings</h2>"] if diagnosis.findings else []
     for one in diagnosis.findings:
         entries = {
             "what": QUANTITIES[one.code],
@@ -159,13 +183,19 @@ def to_html(diagnosis: Diagnosis) -> str:
             "expected": shown(one.expected),
             "predicted": shown(one.predicted),
             "why": explanation(one),
+            "severity": SEVERITIES[one.severity],
             "remedy": one.remedy,
             "read": read(one),
         }
         title = f"{one.code} at `{one.layer or '(model)'}`"
         said = {name: value for name, value in entries.items() if value}
         parts.append(_html.article(title, one.severity, said))
-    parts += _figures(diagnosis)
+    figures = _figures(diagnosis)
+    parts += ["<h2>Theory and measurement</h2>"] if figures else []
+    parts += figures
+    if diagnosis.prediction is not None and diagnosis.prediction.not_modelled:
+        names = ", ".join(f"`{name}`" for name in diagnosis.prediction.not_modelled)
+        parts.append(f"<p>{_html.prose(f'Not modelled, measured instead: {names}.')}</p>")
     parts += _tables(diagnosis)
     return _html.page("Diagnosis: " + verdict(diagnosis), "\n".join(parts))
 
@@ -206,7 +236,7 @@ def _amplitudes(source: list[float], measured: list[float]) -> str:
         "How far samples differ: rms, over units, of the deviation from the mean over the batch. "
         "Line, the amplitude of the input; points, outputs of weighted and normalising layers. "
         "Points that fall in a straight line end where no sample can be told from another; "
-        "in float32 rounding leaves a floor near 1e-8."
+        "in float32 rounding leaves a floor near 1e-8. An amplitude of 0 has no point."
     )
     return _drawn("amplitude", "amplitude over the batch", source, measured, "input", caption)
 
@@ -236,6 +266,7 @@ def _drawn(
         ax.plot(x, points, "o", color="C0", markersize=4, label="measured")
         if positive and max(positive) > 10 * min(positive):
             ax.set_yscale("log")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set(xlabel="layer call", ylabel=quantity)
         ax.legend()
 
@@ -246,7 +277,7 @@ def _tables(diagnosis: Diagnosis) -> list[str]:
     expected = _expected(diagnosis)
     fields: dict[str, Callable[[Any], Any]] = {
         "rms": lambda r: r.rms,
-        "expected": lambda r: _root(expected.get((r.layer, r.kind, r.call))),
+        "predicted rms": lambda r: _root(expected.get((r.layer, r.kind, r.call))),
         "saturated": lambda r: r.saturated,
         "dead": lambda r: r.dead,
         "gradient rms": lambda r: r.grad_rms,
@@ -257,16 +288,18 @@ def _tables(diagnosis: Diagnosis) -> list[str]:
         for r in diagnosis.records
     ]
     weights = [
-        [p.parameter, "", *map(shown, (p.weight_norm, p.grad_norm, p.update_ratio))]
+        [p.parameter, *map(shown, (p.weight_norm, p.grad_norm, p.update_ratio))]
         for p in diagnosis.parameters
     ]
     return [
         "<h2>Layers</h2>",
-        _html.table("Outputs, in the order of the forward pass", ["layer", "kind", *fields], rows),
+        _html.table(
+            "Outputs, in the order of the forward pass", ["layer", "kind", *fields], rows, words=2
+        ),
         "<h2>Parameters</h2>",
         _html.table(
             "Norms, and the change of the optimizer's step relative to the weight",
-            ["parameter", "", "norm", "gradient", "update"],
+            ["parameter", "norm", "gradient", "update"],
             weights,
         ),
     ]

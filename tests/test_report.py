@@ -48,8 +48,8 @@ def pages(ill, well):
     return {"ill": report.to_html(ill), "well": report.to_html(well)}
 
 
-def printed(thing, width=60):
-    console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+def printed(thing, width=60, **options):
+    console = Console(width=width, record=True, **options, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(thing)
     return console.export_text()
 
@@ -105,11 +105,46 @@ def test_names_are_not_read_as_markup():
     assert "[red]x[/nope]" in printed(report.table(sk.Diagnosis((one,), 1.0, (), (), None)), 200)
 
 
+def test_what_a_narrow_terminal_wraps_stays_indented(ill):
+    one = dataclasses.replace(ill.findings[0], layer="0")
+    diagnosis = dataclasses.replace(ill, findings=(one,))
+    lines = printed(report.text(diagnosis), 40).splitlines()
+    under = lines[lines.index("vanishing-signal at 0, error") + 1 :]
+    assert len(under) > 8
+    assert all(line.startswith("  ") and line == line.rstrip() for line in under)
+    assert all(len(line) <= 40 for line in under)
+    whole = f"  {one.remedy.replace('`', '')}"
+    assert whole in printed(report.text(diagnosis), 400).splitlines()
+    assert whole in printed(report.text(diagnosis), 40, soft_wrap=True).splitlines()
+
+
+def test_the_severity_is_said_in_words(ill):
+    for severity in ("error", "warning"):
+        one = dataclasses.replace(ill.findings[0], severity=severity)
+        diagnosis = dataclasses.replace(ill, findings=(one,))
+        assert f", {severity}\n" in printed(report.text(diagnosis), 200)
+        assert f"<dd>{severity}: the model " in report.to_html(diagnosis)
+
+
+def test_names_cannot_steer_a_terminal():
+    one = finding("dead-units", "a\x1b[31m\r\nb\x9b", "nan at \x07", 0.6, "Do `c\x1b[0m`.")
+    diagnosis = sk.Diagnosis((one,), 1.0, (), (), None)
+    for said in (
+        printed(report.text(diagnosis), 200),
+        printed(report.table(diagnosis), 300),
+        report.to_html(diagnosis),
+    ):
+        assert r"a\x1b[31m\r\nb\x9b" in said
+        assert r"nan at \x07" in said
+        assert r"c\x1b[0m" in said
+        assert all(character.isprintable() or character == "\n" for character in said)
+
+
 def test_what_theory_does_not_predict_is_left_out():
     one = finding("dead-units", "0", 1.0, 0.6, "Do `this`.")
     diagnosis = sk.Diagnosis((one,), 1.0, (), (), None)
     assert "measured 1, expected 0.6\n  Do this." in printed(report.text(diagnosis))
-    assert "predicted" not in report.to_html(diagnosis)
+    assert "<dt>predicted</dt>" not in report.to_html(diagnosis)
     assert "weights" not in report.to_html(diagnosis)
     assert json.loads(diagnosis.to_json())["findings"][0]["predicted"] is None
 
@@ -156,6 +191,10 @@ def test_json_holds_everything(ill):
     assert [layer["rms"] for layer in content["layers"]] == [r.rms for r in ill.records]
     assert content["layers"][0]["predicted"]["forward"] == ill.prediction.layers[0].forward
     assert len(content["parameters"]) == 26
+    assert [one["amplitude"] for one in content["signals"]] == [s.amplitude for s in ill.signals]
+    assert content["signals"][0].keys() == {
+        "layer", "kind", "call", "weighted", "units", "source", "amplitude",
+    }  # fmt: skip
     assert content["layers"][0]["layer"] == "0" + EVIL
 
 
@@ -189,10 +228,6 @@ def test_html_shows_names_as_they_are(ill, pages):
         assert one.code in words
         assert one.remedy.replace("`", "") in words
 
-    assert [one["amplitude"] for one in content["signals"]] == [s.amplitude for s in ill.signals]
-    assert content["signals"][0].keys() == {
-        "layer", "kind", "call", "weighted", "units", "source", "amplitude",
-    }  # fmt: skip
 
 def test_html_has_figures_that_speak(pages):
     page = Reader(pages["ill"])
@@ -203,6 +238,37 @@ def test_html_has_figures_that_speak(pages):
     assert len(ids) == len(set(ids))
     used = {a["href"][1:] for _, a in page.tags if a.get("href", "").startswith("#")}
     assert used <= set(ids)
+
+
+def test_html_has_headings_in_order_and_named_columns(pages):
+    for text in pages.values():
+        tags = Reader(text).tags
+        levels = [int(tag[1]) for tag, _ in tags if re.fullmatch("h[1-6]", tag)]
+        assert levels[0] == 1
+        assert levels.count(1) == 1
+        assert all(after <= before + 1 for before, after in pairwise(levels))
+        assert re.findall(r"<th[^>]*></th>", text) == []
+        scrolling = [attributes for _, attributes in tags if "tabindex" in attributes]
+        assert len(scrolling) == 2
+        assert all(one["role"] == "region" and one["aria-label"] for one in scrolling)
+
+
+def test_html_names_what_theory_does_not_model(ill, pages):
+    assert "Not modelled" not in pages["ill"]
+    prediction = dataclasses.replace(ill.prediction, not_modelled=("1 (fft_fft)", "<b>"))
+    text = report.to_html(dataclasses.replace(ill, prediction=prediction))
+    assert (
+        "Not modelled, measured instead: <code>1 (fft_fft)</code>, <code>&lt;b&gt;</code>" in text
+    )
+
+
+def test_figures_count_layer_calls_in_whole_numbers(pages):
+    figures = re.findall(r"<svg.*?</svg>", pages["ill"], flags=re.DOTALL)
+    for figure in figures:
+        axis = figure.split('id="', 1)[1].split("matplotlib.axis_2")[0]
+        ticks = re.findall(r">(\d+(?:\.\d+)?)</text>", axis)
+        assert len(ticks) > 2
+        assert all(tick.isdigit() for tick in ticks)
 
 
 def test_html_follows_light_and_dark(pages):

@@ -190,14 +190,14 @@ def examine(model):
 before = examine(patient)
 #> 2 findings: 12 layers, loss 2.3
 #>
-#> vanishing-signal at linears.0
+#> vanishing-signal at linears.0, warning
 #>   amplitude at the last hidden layer, relative to the input's:
 #>   measured 0.00013, expected 1, predicted for these weights 0.00012
 #>   The scale of weights and biases explains it.
 #>   Call sk.lsuv(model, batch).
 #>   page: docs/signal/kaiming.md in stabilitykit's repository
 #>
-#> vanishing-gradient at linears.9
+#> vanishing-gradient at linears.9, warning
 #>   gradient at the first layer, relative to the last hidden one's:
 #>   measured 0.00039, expected 1, predicted for these weights 0.00031
 #>   The scale of weights and biases explains it.
@@ -323,14 +323,14 @@ other = scaled(make("sigmoid"), sigmoid.forward)
 found = examine(other)
 #> 2 findings: 12 layers, loss 3.01
 #>
-#> vanishing-signal at linears.1
+#> vanishing-signal at linears.1, warning
 #>   amplitude at the last hidden layer, relative to the input's:
 #>   measured 0.000241, expected 1, predicted for these weights 0.000275
 #>   The scale of weights and biases explains it.
 #>   Replace the sigmoids between layers by nn.ReLU(), then call sk.lsuv(model, batch).
 #>   page: docs/signal/kaiming.md in stabilitykit's repository
 #>
-#> vanishing-gradient at linears.9
+#> vanishing-gradient at linears.9, warning
 #>   gradient at the first layer, relative to the last hidden one's:
 #>   measured 0.000171, expected 1, predicted for these weights 0.000179
 #>   The scale of weights and biases explains it.
