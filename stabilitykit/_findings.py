@@ -48,6 +48,9 @@ STEP_LARGE = 4.0
 STEP_RISE = 0.05
 # Convention: the loss still falls in a straight line at ten thousand times the step.
 STEP_SMALL = 1e-4
+# Convention: the remedy lengthens such a step to a hundredth of the best one along it. The best one
+# is best for one batch and one step; a training at that rate diverges.
+STEP_AIM = 1e-2
 
 PAGES = {
     "non-finite": "signal/variance-propagation/",

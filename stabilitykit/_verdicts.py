@@ -91,10 +91,7 @@ def step(line: Line | None) -> list[Finding]:
         remedy = "Raise the learning rate: `for g in optimizer.param_groups: g['lr'] = 1e-3`."
         small = finding("update-too-small", line.layer, measured, 1e-3, remedy, "warning")
         return [small]
-    remedy = (
-        f"Multiply the learning rate by {line.factor:g}: "
-        f"`for g in optimizer.param_groups: g['lr'] *= {line.factor:g}`."
-    )
+    remedy = _multiply(line.factor)
     # A bounded loss rises by little; then even a tenth of the step is beyond the best one.
     if line.stretch > f.STEP_LARGE or (line.stretch > 2 and line.factor < 0.1):
         length = line.stretch if line.stretch > f.STEP_LARGE else 1 / line.factor
@@ -104,6 +101,13 @@ def step(line: Line | None) -> list[Finding]:
     if rise > f.STEP_RISE * max(abs(line.loss), abs(line.promise)):
         return [finding("update-too-large", line.layer, line.stretch, 1.0, remedy, "warning")]
     if line.factor >= 1 / f.STEP_SMALL:
-        share = 1 / line.factor
+        share, remedy = 1 / line.factor, _multiply(line.factor * f.STEP_AIM)
         return [finding("update-too-small", line.layer, share, 1.0, remedy, "warning")]
     return []
+
+
+def _multiply(factor: float) -> str:
+    return (
+        f"Multiply the learning rate by {factor:g}: "
+        f"`for g in optimizer.param_groups: g['lr'] *= {factor:g}`."
+    )

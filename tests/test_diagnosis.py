@@ -678,3 +678,22 @@ def test_a_loss_without_targets_left_is_said():
     (found,) = sk.diagnose(model, (x, t.fill_(-100)), F.cross_entropy).findings
     assert (found.code, found.layer) == ("non-finite", "loss")
     assert "ignore" in found.remedy
+
+
+def test_a_step_that_is_too_short_is_lengthened_to_one_that_trains():
+    data = sk.digits()
+    batch = data.train_x[:256], data.train_y[:256]
+    torch.manual_seed(0)
+    model = sk.MLP([64] * 4 + [10], "relu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    (found,) = sk.diagnose(model, batch, F.cross_entropy, optimizer).findings
+    assert found.code == "update-too-small"
+    call = found.remedy.split("`")[1]
+    exec(call, {"optimizer": optimizer})
+    rate = optimizer.param_groups[0]["lr"]
+    assert rate == pytest.approx(1e-3 * 0.01 / found.measured)
+    assert sk.diagnose(model, batch, F.cross_entropy, optimizer).healthy
+    how = {"lr": rate, "epochs": 10, "batch_size": 64, "progress": False}
+    run = sk.fit(model, data[:2], loss_fn=F.cross_entropy, **how)
+    assert run.diverged is None
+    assert run.losses[-1] < run.losses[0] / 2
