@@ -108,7 +108,12 @@ def _standardised(one: Named, feed: Feed) -> str:
     channels = feed.channels if feed.source.ndim == dimensions else dimensions - 1
     axes = "(0, 2, 3)" if dimensions == 4 and channels == 1 else str(tuple(range(channels)) or 0)
     x = one.expression if one.tensor.is_floating_point() else f"{one.expression}.float()"
-    return f"({x} - {x}.mean({axes}, keepdim=True)) / {x}.std({axes}, keepdim=True).clamp_min(1e-8)"
+    # Derived: a constant feature's distance to its rounded mean is a few units in the last place,
+    # which must not become one of the size of a deviation.
+    kind = one.tensor.dtype if one.tensor.is_floating_point() else torch.float32
+    floor = 10.0 ** math.ceil(math.log10(10 * torch.finfo(kind).eps))
+    spread = f"{x}.std({axes}, keepdim=True).clamp_min({floor:g} * {x}.abs().max())"
+    return f"({x} - {x}.mean({axes}, keepdim=True)) / {spread}"
 
 
 def _source(feed: Feed, parts: Sequence[Named]) -> Named | None:

@@ -134,3 +134,22 @@ def test_a_sample_without_a_batch_around_it(build, shape, units, make):
 def test_a_regression_of_one_sample():
     found = sk.diagnose(nn.Linear(8, 4), (torch.randn(8), torch.randn(4)), F.mse_loss)
     assert found.healthy
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("constant", [1234.567, 0.1, 0.0])
+def test_standardising_does_not_blow_up_a_constant_feature(dtype, constant):
+    torch.manual_seed(0)
+    inputs = (1e4 * torch.randn(250, 8)).to(dtype)
+    inputs[:, 3] = constant
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4)).to(dtype)
+    targets = torch.arange(250) % 4
+    (found,) = sk.diagnose(model, (inputs, targets), nn.functional.cross_entropy).findings
+    assert found.code == "unscaled-input"
+    scope = {"inputs": inputs, "torch": torch}
+    exec(found.remedy.split("`")[1], scope)
+    mended = scope["inputs"]
+    assert mended.dtype == dtype
+    assert mended[:, 3].abs().max() < 0.5
+    assert (mended[:, :3].float().std(0) - 1).abs().max() < 0.02
+    assert sk.diagnose(model, (mended, targets), nn.functional.cross_entropy).healthy
