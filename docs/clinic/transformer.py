@@ -236,7 +236,7 @@ print(f"3. η√(n/2): {0.03 * np.sqrt(32 / 2):.2f} for 32 inputs")
 # ## Read on
 #
 # - [What do Adagrad, RMSprop and Adam divide by?](../descent/adaptive.md)
-# - [`update-too-large`](index.md#update-too-large-and-update-too-small), the finding of this page, and the others.
+# - [`update-too-large`](index.md#update-too-large), the finding of this page, and the others.
 #
 # ## Sources
 #
