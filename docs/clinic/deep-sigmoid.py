@@ -39,13 +39,16 @@ def make(activation, weight_var=None, seed=0):
     torch.manual_seed(seed)
     model = sk.MLP(widths, activation)
     for linear in model.linears if weight_var else []:
-        torch.nn.init.normal_(linear.weight, std=(weight_var / linear.in_features) ** 0.5)
+        std = (weight_var / linear.in_features) ** 0.5
+        torch.nn.init.normal_(linear.weight, std=std)
         torch.nn.init.zeros_(linear.bias)
     return model
 
 
 def train_it(model, lr=0.1):
-    return sk.fit(model, train, loss_fn=loss_fn, lr=lr, epochs=10, batch_size=64, test=test)
+    run = dict(loss_fn=loss_fn, lr=lr, epochs=10, batch_size=64, progress=False)
+    return sk.fit(model, train, test=test, **run)
+
 
 # %% [markdown]
 # ## The symptom
@@ -59,7 +62,8 @@ print(f"loss {history['sigmoid'].losses[-1]:.1f}, that of guessing {np.log(10):.
 print(f"accuracy {history['sigmoid'].test_accuracies[-1]:.1f}")
 #> accuracy 0.1
 
-# Claim: A sigmoid network of twenty layers with torch's default weights stays at chance.
+# Claim: A sigmoid network of twenty layers with torch's default weights stays at
+# chance.
 assert history["sigmoid"].test_accuracies.max() < 0.15
 
 # %% [markdown]
@@ -71,18 +75,18 @@ assert history["sigmoid"].test_accuracies.max() < 0.15
 def report(diagnosis):
     for finding in diagnosis.findings:
         print(f"{finding.code} at {finding.layer}")
-        print("   ", finding.remedy)
+        print(finding.remedy)
     if diagnosis.healthy:
         print("healthy")
 
 
 report(before)
 #> vanishing-signal at linears.0
-#>     Replace the sigmoids between layers by nn.ReLU(), then call `sk.lsuv(model, batch)`.
+#> Replace the sigmoids between layers by nn.ReLU(), then call `sk.lsuv(model, batch)`.
 #> vanishing-gradient at linears.18
-#>     Replace the sigmoids between layers by nn.ReLU(), then call `sk.lsuv(model, batch)`.
-print("less than a millionth is left:", all(finding.measured < 1e-6 for finding in before.findings))
-#> less than a millionth is left: True
+#> Replace the sigmoids between layers by nn.ReLU(), then call `sk.lsuv(model, batch)`.
+print("less than a millionth left:", all(f.measured < 1e-6 for f in before.findings))
+#> less than a millionth left: True
 
 # %% [markdown]
 # Is it right? We check every word of it by hand, and rule out what it does not name.
@@ -92,12 +96,12 @@ print("less than a millionth is left:", all(finding.measured < 1e-6 for finding 
 # It is the first thing everybody tries, so let us rule it out. Ten times as much:
 
 # %%
-history["lr 1"] = train_it(make("sigmoid"), lr=1.0)
-print(f"accuracy {history['lr 1'].test_accuracies[-1]:.1f}")
+history["learning rate 1"] = train_it(make("sigmoid"), lr=1.0)
+print(f"accuracy {history['learning rate 1'].test_accuracies[-1]:.1f}")
 #> accuracy 0.1
 
 # Claim: Ten times the learning rate leaves the deep sigmoid network at chance.
-assert history["lr 1"].test_accuracies.max() < 0.15
+assert history["learning rate 1"].test_accuracies.max() < 0.15
 
 # %% [markdown]
 # No. Before turning more knobs, measure.
@@ -117,8 +121,8 @@ assert history["lr 1"].test_accuracies.max() < 0.15
 # %%
 default = sk.MeanField("sigmoid", weight_var=1 / 3, bias_var=1 / (3 * 64))
 factor = float(default.chi()) ** 0.5
-print(f"each layer divides the gradient by {1 / factor:.2f}, 18 layers by {factor**-18:.0e}")
-#> each layer divides the gradient by 7.08, 18 layers by 2e+15
+print(f"the gradient over a layer: 1/{1 / factor:.2f}, over 18: {factor**18:.0e}")
+#> the gradient over a layer: 1/7.08, over 18: 5e-16
 
 # %% [markdown]
 # **Then measure.** One backward pass over all training images, six networks from six seeds:
@@ -135,8 +139,10 @@ layers = np.arange(1, 20)
 sick = np.array([gradients(make("sigmoid", seed=seed)) for seed in range(6)])
 fig, ax = plt.subplots()
 sk.plots.measurement(ax, layers, sick, "measured", center="median", spread=(5, 95))
-sk.plots.prediction(ax, layers, np.median(sick[:, -1]) * factor ** (19.0 - layers), "predicted")
-ax.set(yscale="log", xlabel="hidden layer", ylabel="RMS gradient of its weights")
+predicted = np.median(sick[:, -1]) * factor ** (19.0 - layers)
+sk.plots.prediction(ax, layers, predicted, "predicted")
+ax.set(yscale="log", xlabel="hidden layer", xticks=range(1, 20, 2))
+ax.set_ylabel("RMS gradient of its weights")
 ax.legend()
 
 # %% [markdown]
@@ -152,10 +158,11 @@ moved = [
     (after.weight != before.weight).float().mean().item()
     for after, before in zip(patient.linears, make("sigmoid").linears, strict=True)
 ]
-print(f"share of weights that training changed: first layer {moved[0]:.0%}, last {moved[-1]:.0%}")
-#> share of weights that training changed: first layer 0%, last 100%
+print(f"weights changed in training: first layer {moved[0]:.0%}, last {moved[-1]:.0%}")
+#> weights changed in training: first layer 0%, last 100%
 
-# Claim: Ten epochs leave more than 99 in 100 weights of the first sigmoid layer as they were drawn.
+# Claim: Ten epochs leave more than 99 in 100 weights of the first sigmoid layer as they
+# were drawn.
 assert moved[0] < 0.01
 
 # %% [markdown]
@@ -213,10 +220,12 @@ for color, weights in (("C0", None), ("C1", weight_var)):
         shares = np.array([apart(make("sigmoid", weights, seed)) for seed in range(6)])
     field = sk.MeanField("sigmoid", weights, 0.0) if weights else default
     label = f"n·Var(w) = {weights:.1f}" if weights else "n·Var(w) = 1/3"
-    sk.plots.measurement(ax, layers, shares, label, center="median", spread=(5, 95), color=color)
+    how = dict(center="median", spread=(5, 95), color=color)
+    sk.plots.measurement(ax, layers, shares, label, **how)
     predicted = np.median(shares[:, 1]) * field.chi() ** (layers[1:] - 2.0)
     sk.plots.prediction(ax, layers[1:], predicted, "predicted" if weights else None)
-ax.set(yscale="log", ylim=(1e-15, 9), xlabel="hidden layer", ylabel="share that tells images apart")
+ax.set(yscale="log", ylim=(1e-15, 9), xlabel="hidden layer", xticks=range(1, 20, 2))
+ax.set_ylabel("share that tells images apart")
 ax.legend()
 
 # %% [markdown]
@@ -226,7 +235,8 @@ ax.legend()
 
 # %%
 matched = sk.MeanField("sigmoid", weight_var, 0.0)
-print(f"larger weights: q settles at {matched.fixed_point():.1f}, where χ = {matched.chi():.2f}")
+q, chi = matched.fixed_point(), matched.chi()
+print(f"larger weights: q settles at {q:.1f}, where χ = {chi:.2f}")
 #> larger weights: q settles at 8.5, where χ = 0.47
 
 # %% [markdown]
@@ -236,7 +246,7 @@ print(f"larger weights: q settles at {matched.fixed_point():.1f}, where χ = {ma
 #
 # ## Is it the activation?
 #
-# The report says so and proposes ReLU. Tanh is the smaller change. The hyperbolic tangent is the sigmoid, stretched and centred:
+# The report proposes ReLU. Tanh is the smaller change: it is the sigmoid, stretched and centred,
 # $\tanh(x) = 2\,\mathrm{sigmoid}(2x) - 1$. Torch's default weights again:
 
 # %%
@@ -264,10 +274,11 @@ edge = float(sk.critical_weight_var("tanh"))
 healthy = [train_it(make("tanh", edge, seed)) for seed in range(3)]
 history["tanh at the edge"] = healthy[0]
 accuracies = [h.test_accuracies[-1] for h in healthy]
-print(f"n·Var(w) = {edge:.1f}, accuracy {np.mean(accuracies):.2f}, the mean of 3 seeds")
-#> n·Var(w) = 1.0, accuracy 0.94, the mean of 3 seeds
+print(f"n·Var(w) = {edge:.1f}, accuracy {np.mean(accuracies):.2f}, mean of 3 seeds")
+#> n·Var(w) = 1.0, accuracy 0.94, mean of 3 seeds
 
-# Claim: Tanh with weights at the edge of chaos reads digits with twenty layers, three seeds of three.
+# Claim: Tanh with weights at the edge of chaos reads digits with twenty layers, three
+# seeds of three.
 assert min(accuracies) > 0.9
 
 # %% [markdown]
@@ -279,8 +290,8 @@ assert min(accuracies) > 0.9
 after = sk.diagnose(make("tanh", edge), train, loss_fn)
 report(after)
 #> healthy
-# Claim: The diagnosis finds a vanishing gradient in the twenty sigmoid layers before they train,
-# and nothing in the tanh layers that replace them.
+# Claim: The diagnosis finds a vanishing gradient in the twenty sigmoid layers before
+# they train, and nothing in the tanh layers that replace them.
 assert "vanishing-gradient" in [f.code for f in before.findings] and after.healthy
 
 # %% [markdown]

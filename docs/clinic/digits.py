@@ -66,8 +66,8 @@ for name, run in history.items():
 sk.plots.prediction(ax, [1, 10], [np.log(10)] * 2, "guessing, ln 10", linestyle=":")
 ax.set(ylim=(0, 2.6), xlabel="epoch", ylabel="training loss")
 ax.legend(loc="lower left")
-# Claim: Eleven linear layers with ReLU and torch's default weights stay at the loss of guessing, at
-# a learning rate of 0.05 and at ten times that rate.
+# Claim: Eleven linear layers with ReLU and torch's default weights stay at the loss of
+# guessing, at a learning rate of 0.05 and at ten times that rate.
 assert all(abs(run.losses - np.log(10)).max() < 0.05 for run in history.values())
 
 # %% [markdown]
@@ -125,8 +125,9 @@ with sk.Probe(patient, mode="exact") as probe:
     loss_fn(patient(batch[0]), batch[1]).backward()
 own = [record for record in probe.records if record.kind == "linear"][:10]
 own_back = np.array([record.grad_rms for record in own]) ** 2
-print(f"the patient's gradient, first over last hidden layer: {own_back[0] / own_back[-1]:.0e}")
-#> the patient's gradient, first over last hidden layer: 2e-07
+own_fall = own_back[0] / own_back[-1]
+print(f"the patient's gradient, mean square, first over last layer: {own_fall:.0e}")
+#> the patient's gradient, mean square, first over last layer: 2e-07
 
 # %% [markdown]
 # `profile` holds one number for each network and layer. Prediction and measurement in one picture:
@@ -151,23 +152,25 @@ for ax, what in ((left, "pre-activations"), (right, "gradient")):
 # alt="Two panels on logarithmic axes. Left: the mean square of the pre-activations falls over four layers and then stays level, while the part that differs from image to image goes on falling, over more than seven powers of ten. Right: the gradient falls in a straight line from the last hidden layer to the first. Points and the patient's crosses lie on or near the lines."
 # caption="**The signal settles, but not on the image.** Lines: prediction, no number fitted. Points: mean over 50 networks with two standard errors; crosses: the patient. The gradient is relative to the last hidden layer. What differs is predicted to `0.19` at worst: images of digits are not quite unrelated, nor equally bright."-->
 #
-# Two things are seen. The gradient that reaches the first layers is a ten-millionth of that of the
-# last. And the signal fools the eye: its mean square settles at `0.0063`, a harmless number. That is the
+# Two things are seen. The mean square of the gradient in the first layer is a ten-millionth of that
+# in the last hidden one. And the signal fools the eye: its mean square settles at `0.0063`, a harmless number. That is the
 # biases alone, and they say the same for every image. What differs between images is gone.
 
 # %%
 fall = (back.mean(0)[0] / back.mean(0)[-1]) ** (1 / 9)
 print(f"measured: each layer divides the gradient's mean square by {1 / fall:.1f}")
 #> measured: each layer divides the gradient's mean square by 6.0
-misses = [abs(m.mean(0) / p - 1).max() for m, p in ((squares, lengths), (apart, differs))]
-print(f"largest error of a prediction: all of it {misses[0]:.2f}, what differs {misses[1]:.2f}")
-#> largest error of a prediction: all of it 0.06, what differs 0.19
+pairs = ((squares, lengths), (apart, differs))
+misses = [abs(found.mean(0) / theory - 1).max() for found, theory in pairs]
+print(f"largest error: all of it {misses[0]:.2f}, what differs {misses[1]:.2f}")
+#> largest error: all of it 0.06, what differs 0.19
 
-# Claim: In fifty networks like the patient the mean square of the gradient falls by the predicted
-# factor of 6 a layer, to within 10 %.
+# Claim: In fifty networks like the patient the mean square of the gradient falls by the
+# predicted factor of 6 a layer, to within 10 %.
 assert abs(fall / chi - 1) < 0.1
-# Claim: In each of ten layers the mean square of the signal is predicted to 15 %, and to 40 % the
-# part that differs from image to image, while that part falls by more than seven powers of ten.
+# Claim: In each of ten layers the mean square of the signal is predicted to 15 %, and
+# to 40 % the part that differs from image to image, while that part falls by more than
+# seven powers of ten.
 assert misses[0] < 0.15
 assert misses[1] < 0.4 and differs[0] / differs[-1] > 1e7
 
@@ -208,7 +211,8 @@ before = examine(patient)
 # Two findings. Read them with the figure: both amplitudes (not squares) are far from 1, and the fall
 # begins at the first place, seen in the direction of travel: forwards at `linears.0`, backwards at
 # `linears.9`. When all layers are alike, all are at fault. (Twelve layers: the activation counts as one.)
-# Beside each stands what theory predicts of these very weights, from their sizes alone. The next
+# A warning, not an error: the model learns badly, if at all, and the report cannot tell which. Beside
+# each number stands what theory predicts of these very weights, from their sizes alone. The next
 # section derives it.
 #
 # ## Name the cause
@@ -245,8 +249,10 @@ print(f"signal:   predicted {signal:.1e}, in the report {lost.measured:.1e}")
 print(f"gradient: predicted {gradient:.1e}, in the report {faded.measured:.1e}")
 #> gradient: predicted 3.2e-04, in the report 3.9e-04
 
-# Claim: Both amplitudes in the patient's report are predicted to a third, with no number fitted.
-assert all(2 / 3 < ratio < 4 / 3 for ratio in (lost.measured / signal, faded.measured / gradient))
+ratios = lost.measured / signal, faded.measured / gradient
+# Claim: Both amplitudes in the patient's report are predicted to a third, with no
+# number fitted.
+assert all(2 / 3 < ratio < 4 / 3 for ratio in ratios)
 
 # %% [markdown]
 # One network is not fifty: the patient's own weights make the difference.
@@ -276,7 +282,8 @@ healthy = scaled(make(), gain)
 after = examine(healthy)
 #> healthy: 12 layers, loss 2.53
 
-# Claim: The report has two findings for the patient, and none once its weights have the gain of ReLU.
+# Claim: The report has two findings for the patient, and none once its weights have the
+# gain of ReLU.
 assert len(before.findings) == 2 and after.healthy
 
 # %% [markdown]
@@ -288,16 +295,19 @@ fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.2))
 for name, run in history.items():
     axes[0].plot(range(1, 11), run.losses, "o-", ms=3, label=name)
     axes[1].plot(range(1, 11), run.test_accuracies, "o-", ms=3)
-print(f"the cured network: accuracy {history['scaled by sk.gain'].test_accuracies[-1]:.1f}")
+cured = history["scaled by sk.gain"].test_accuracies[-1]
+print(f"the cured network: accuracy {cured:.1f}")
 #> the cured network: accuracy 0.9
-for ax, level, label in zip(axes, (np.log(10), 0.1), ("training loss", "accuracy on unseen digits")):
+for ax, level in zip(axes, (np.log(10), 0.1)):
     sk.plots.prediction(ax, [1, 10], [level] * 2, "guessing", linestyle=":")
-    ax.set(xlabel="epoch", ylabel=label, ylim=(0, None))
+    ax.set(xlabel="epoch", ylim=(0, None))
+axes[0].set_ylabel("training loss")
+axes[1].set(ylabel="accuracy on unseen digits", ylim=(0, 1))
 axes[0].legend(loc="center right")
-axes[1].set_ylim(0, 1)
 
-# Claim: With the gain of ReLU the patient reads more than eight unseen digits in ten after ten epochs.
-assert history["scaled by sk.gain"].test_accuracies[-1] > 0.8
+# Claim: With the gain of ReLU the patient reads more than eight unseen digits in ten
+# after ten epochs.
+assert cured > 0.8
 
 # %% [markdown]
 # <!--figure: name="loss-and-accuracy"
@@ -339,8 +349,10 @@ found = examine(other)
 print(f"accuracy {train_it(other, epochs=5).test_accuracies[-1]:.1f}")
 #> accuracy 0.1
 
-# Claim: Sigmoids with the gain that keeps their mean square stay at chance at the patient's depth.
-assert not found.healthy and (other(data.test_x).argmax(1) == data.test_y).float().mean() < 0.2
+# Claim: Sigmoids with the gain that keeps their mean square stay at chance at the
+# patient's depth.
+assert not found.healthy
+assert (other(data.test_x).argmax(1) == data.test_y).float().mean() < 0.2
 
 # %% [markdown]
 # For ReLU one number did three things. That was luck: $\mathrm{relu}(z) = z\,\mathrm{relu}'(z)$, so what
@@ -360,7 +372,8 @@ measured = found.findings[-1].measured
 print(f"in the report: {measured:.0e}")
 #> in the report: 2e-04
 
-# Claim: What the forward gain of a sigmoid costs the gradient is predicted to a factor of 1.5.
+# Claim: What the forward gain of a sigmoid costs the gradient is predicted to a factor
+# of 1.5.
 assert 2 / 3 < measured / ratio**4.5 < 3 / 2
 
 # %% [markdown]
@@ -396,9 +409,10 @@ result = examine(third)
 # About 2, as derived, and not the same everywhere: the call looks at these weights and these images.
 
 # %%
-grown = sk.signal_profile(widths, "relu", weight_var=4.0, inputs=batch[0], seeds=50).preactivation
-amplitudes = grown.mean(0) ** 0.5
-print(f"2. predicted {2**4.5:.1f} times, measured {amplitudes[9] / amplitudes[0]:.1f} times")
+grown = sk.signal_profile(widths, "relu", weight_var=4.0, inputs=batch[0], seeds=50)
+amplitudes = grown.preactivation.mean(0) ** 0.5
+seen = amplitudes[9] / amplitudes[0]
+print(f"2. predicted {2**4.5:.1f} times, measured {seen:.1f} times")
 #> 2. predicted 22.6 times, measured 22.0 times
 loud = scaled(make(), 2.0)
 optimizer = torch.optim.SGD(loud.parameters(), lr=0.05)
@@ -407,7 +421,8 @@ for extra in ((), (optimizer,)):
     print(*[finding.code for finding in warned] or ["healthy"])
 #> healthy
 #> update-too-large
-print("training stopped at a loss that is not finite:", train_it(loud).diverged is not None)
+stopped = train_it(loud).diverged is not None
+print("training stopped at a loss that is not finite:", stopped)
 #> training stopped at a loss that is not finite: True
 
 # %% [markdown]
@@ -418,13 +433,14 @@ print("training stopped at a loss that is not finite:", train_it(loud).diverged 
 for linears in (3, 8):
     model = make(linears=linears)
     said = "healthy" if sk.diagnose(model, batch, loss_fn).healthy else "not healthy"
-    print(f"3. {linears} layers: {said}, accuracy {train_it(model).test_accuracies[-1]:.1f}")
+    accuracy = train_it(model).test_accuracies[-1]
+    print(f"3. {linears} layers: {said}, accuracy {accuracy:.1f}")
 #> 3. 3 layers: healthy, accuracy 0.9
 #> 3. 8 layers: healthy, accuracy 0.1
 
 # %% [markdown]
-# It does not learn in these ten epochs, and the report is silent: it speaks up only at a factor of $e^6$,
-# so as to raise no false alarm. A report without findings is no promise.
+# It does not learn in these ten epochs, and the report is silent: it speaks up only at a factor of $e^6$
+# and more, so as to raise no false alarm. A report without findings is no promise.
 #
 # <!--fold: end-->
 #
