@@ -7,7 +7,7 @@ from reprlib import repr as short
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stabilitykit._measure import tensors
 
@@ -64,3 +64,19 @@ def check_optimizer(optimizer: Any, model: nn.Module) -> None:
         raise ValueError(
             f"optimizer={type(optimizer).__name__} needs a closure; leave the optimizer out"
         )
+
+
+def scalar(loss: Any) -> Tensor:
+    """The loss as a tensor without dimensions, once it is clear that it can be differentiated."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss_fn gave {type(loss).__name__}; expected a scalar tensor")
+    if loss.numel() != 1:
+        raise ValueError(
+            f"loss_fn gave a tensor of shape {list(loss.shape)}; expected a scalar: add .mean()"
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            "loss_fn gave a loss without a gradient; expected one that is differentiable "
+            "(no detach, item, argmax or torch.no_grad between parameters and loss)"
+        )
+    return loss.reshape(())

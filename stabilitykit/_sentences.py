@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console, ConsoleOptions
+from rich.text import Text
 
 from stabilitykit._findings import Finding
+
+SEVERITIES = {
+    "error": "error: the model cannot learn like this",
+    "warning": "warning: the model learns badly, or late",
+}
 
 
 def shown(value: float | str | None) -> str:
@@ -64,3 +74,17 @@ def read(one: Finding) -> str:
     if site := os.environ.get("STABILITYKIT_SITE"):
         return f"{site.rstrip('/')}/{one.page}"
     return f"docs/{one.page.rstrip('/')}.md in stabilitykit's repository"
+
+
+class Indented:
+    """A line of text under a heading; where it is wrapped, what follows is indented as well."""
+
+    def __init__(self, line: str, style: str = "") -> None:
+        self.line = Text(line, style=style)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        width = max(options.max_width - 2, 1)
+        kept: Any = {"overflow": options.overflow, "no_wrap": options.no_wrap}
+        for line in self.line.wrap(console, width, **kept):
+            line.rstrip()
+            yield Text("  ") + line

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from stabilitykit import _scales, _verdicts
 from stabilitykit._findings import Finding, causes
 from stabilitykit._inputs import unscaled
-from stabilitykit._intake import intake
+from stabilitykit._intake import intake, scalar
 from stabilitykit._line import Line, along
 from stabilitykit._losses import LossWatch
 from stabilitykit._measure import Signal, Watch, tensors
@@ -63,12 +63,21 @@ class Diagnosis:
         return not self.findings
 
     def table(self) -> Table:
-        """The findings as a table of rich, for `rich.print`."""
+        """The findings as a table of rich, for `rich.print`.
+
+        A row a finding: code, layer, measured, expected, predicted, remedy and page.
+        """
         table: Table = _report().table(self)
         return table
 
     def to_json(self) -> str:
-        """Findings and measurements as JSON; numbers that are not finite become strings."""
+        """Findings and measurements as JSON, one object.
+
+        Its keys are healthy, loss, findings, layers (records, each beside its prediction),
+        parameters, signals and not_modelled, with the fields of `Finding`, `Record`,
+        `LayerPrediction` and `ParameterRecord`. A number that is not finite becomes a string,
+        "nan", "inf" or "-inf", which JSON has no number for.
+        """
         text: str = _report().to_json(self)
         return text
 
@@ -80,6 +89,9 @@ class Diagnosis:
 
         Returns:
             The path.
+
+        Raises:
+            OSError: the file cannot be written; what was there before stays.
         """
         written: Path = _report().write(path, _report().to_html(self))
         return written
@@ -105,12 +117,14 @@ def diagnose(
     gradient makes no step. What can not be put back is what objects of other classes that the model
     holds have done meanwhile, what functions have written to variables, and what went to files.
 
-    A signal counts as lost, or as exploded, when its amplitude moves by more than six depth scales
-    (e⁶ = 403) between the input and the last hidden layer, with three standard deviations of the
-    random walk that finite widths cause on top; and so for the gradient on its way back, where a
-    layer that is called several times counts by the sum of its calls, and where the steps of a
-    recurrent layer count. Beside each of these stands what theory predicts for the weights as they
-    are. All thresholds, with reasons, stand in `stabilitykit/_findings.py`.
+    A signal counts as lost, or as exploded, when its amplitude moves by more than a factor e⁶ = 403
+    between the input and the last hidden layer (a convention: that is twelve depth scales, where
+    Schoenholz et al. 2017, section 5, find that training slows after six), with three standard
+    deviations of the random walk that finite widths cause (Hanin & Rolnick 2018) on top; and so for
+    the gradient on its way back, where a layer that is called several times counts by the sum of
+    its calls, and where the steps of a recurrent layer count. Beside each of these stands what
+    theory predicts for the weights as they are. All thresholds, with reasons, stand in
+    `stabilitykit/_findings.py`.
 
     Args:
         model: on the device of the batch.
@@ -167,21 +181,6 @@ def _stage(what: str, watch: Watch | None = None) -> Iterator[None]:
         raise RuntimeError(f"{place} raised {type(error).__name__}: {error}") from error
 
 
-def _scalar(loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"loss_fn gave {type(loss).__name__}; expected a scalar tensor")
-    if loss.numel() != 1:
-        raise ValueError(
-            f"loss_fn gave a tensor of shape {list(loss.shape)}; expected a scalar: add .mean()"
-        )
-    if not loss.requires_grad:
-        raise ValueError(
-            "loss_fn gave a loss without a gradient; expected one that is differentiable "
-            "(no detach, item, argmax or torch.no_grad between parameters and loss)"
-        )
-    return loss.reshape(())
-
-
 def _run(
     model: nn.Module,
     inputs: Any,
@@ -225,7 +224,7 @@ def _run(
             bad = losses.finding(outputs, targets) or nonfinite(nan, {})
             findings, records = (bad,) if bad else (), tuple(probe.records)
             return Diagnosis(findings, float("nan"), records, (), None, tuple(watch.signals))
-        loss = _scalar(raw)
+        loss = scalar(raw)
         with _stage("backward"):
             loss.backward()
         gradients = {

@@ -79,6 +79,10 @@ class MeanField:
         Returns:
             Array [depth + 1, ...]; inf once it has passed the largest float64.
 
+        Raises:
+            TypeError, ValueError: a depth that is no whole number from 0, a start that is negative,
+                not finite or of a shape that does not broadcast.
+
         Examples:
             >>> MeanField("relu", weight_var=1.0).lengths(depth=3)
             array([1.   , 0.5  , 0.25 , 0.125])
@@ -106,6 +110,9 @@ class MeanField:
 
         Returns:
             Array of the grid's shape, or a number.
+
+        Raises:
+            ValueError: a start outside these bounds, or of a shape that does not broadcast.
 
         Examples:
             Of GELU's fixed points here the first attracts, and beyond the second lengths diverge:
@@ -136,6 +143,13 @@ class MeanField:
 
         Returns:
             Array of the grid's shape, or a number.
+
+        Raises:
+            ValueError: a q that is negative, not finite or of a shape that does not broadcast.
+
+        Examples:
+            >>> MeanField("relu", weight_var=[1.0, 2.0]).chi(q=1.0)
+            array([0.5, 1. ])
         """
         if q is None:
             at = np.asarray(self.fixed_point())
@@ -150,6 +164,9 @@ class MeanField:
         In the ordered phase it is also the depth over which two inputs become alike (Schoenholz et
         al. 2017, ξ_c = -1/ln χ). inf at criticality, |χ - 1| < 1e-13; 0 where χ = 0.
 
+        Returns:
+            Array of the grid's shape, or a number; in layers.
+
         Examples:
             >>> print(f"{MeanField('tanh', 1.3, 0.05).depth_scale():.3f}")
             7.834
@@ -162,6 +179,9 @@ class MeanField:
         Schoenholz et al. (2017), ξ_q = -1/ln(χ + σ_w² E[f''(√q* z) f(√q* z)]); the bracket is the
         slope of the length map at q*, taken here from the map itself. inf where the slope is 1 to
         1e-11; nan where q* is not finite.
+
+        Returns:
+            Array of the grid's shape, or a number; in layers.
 
         Examples:
             >>> print(f"{MeanField('tanh', 1.3, 0.05).length_scale():.3f}")
@@ -185,6 +205,9 @@ class MeanField:
 
         Returns:
             Array [depth + 1, ...]; nan where q* is 0 or inf.
+
+        Raises:
+            TypeError, ValueError: a depth that is no whole number from 0, a start outside [-1, 1].
 
         Examples:
             >>> MeanField("relu", weight_var=2.0).correlations(depth=2, start=0.0).round(4)
@@ -226,6 +249,9 @@ def critical_weight_var(
 
     Returns:
         Array of the shape of bias_var, or a number.
+
+    Raises:
+        TypeError, ValueError: as `MeanField`.
 
     Examples:
         >>> print(f"{critical_weight_var('tanh', bias_var=0.05):.6f}")

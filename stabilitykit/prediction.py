@@ -59,7 +59,7 @@ class Prediction:
     not_modelled: tuple[str, ...]
 
     def table(self) -> Table:
-        """The prediction as a rich table."""
+        """The prediction as a table of rich, for `rich.print`, with a row for each call."""
         from rich.table import Table
 
         table = Table(title="expected second moments")
@@ -115,6 +115,7 @@ def predict(model: nn.Module, batch: Any) -> Prediction:
     Raises:
         TypeError: the model is not an `nn.Module`, or the batch holds no tensor or a nested one.
         ValueError: an empty batch, parameters without values, or inputs on another device.
+        Exception: whatever the model's forward raises on these inputs.
 
     Examples:
         >>> _ = torch.manual_seed(0)

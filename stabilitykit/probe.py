@@ -148,11 +148,19 @@ class Probe:
         return self._recorder.first_nonfinite
 
     def dicts(self) -> list[dict[str, Any]]:
-        """The layers' records as plain dicts."""
+        """The layers' records as plain dicts, with the fields of `Record` as keys.
+
+        Examples:
+            >>> model = nn.Linear(4, 2)
+            >>> with Probe(model) as probe:
+            ...     _ = model(torch.ones(3, 4))
+            >>> [(row["kind"], row["shape"]) for row in probe.dicts()]
+            [('linear', (3, 2))]
+        """
         return [dataclasses.asdict(record) for record in self.records]
 
     def frame(self) -> pandas.DataFrame:
-        """The layers' records as a pandas frame, one row per record.
+        """The layers' records as a pandas frame, a row a record, a column a field of `Record`.
 
         Raises:
             ImportError: pandas is not installed.
@@ -166,7 +174,10 @@ class Probe:
         )
 
     def table(self, step: int = -1) -> Table:
-        """One recorded step, for `rich.print`.
+        """One recorded step as a table of rich, for `rich.print`: a row a layer call.
+
+        flat is `Record.saturated`; update is `ParameterRecord.update_ratio` of the layer's weight;
+        nan/inf counts the entries of the output and of its gradient that are not finite.
 
         Args:
             step: its number, or -1 for the last one.
@@ -208,6 +219,8 @@ class Probe:
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Write every number as TensorBoard scalars; `tensorboard --logdir folder` shows them.
+
+        Tags are those that `callback` gets, such as "rms/0.linear" or "update_ratio/0.weight".
 
         Args:
             folder: where the event file goes; made when it is not there.

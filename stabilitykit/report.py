@@ -7,23 +7,26 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from stabilitykit import _html, plots
 from stabilitykit._findings import QUANTITIES
-from stabilitykit._sentences import compared, explanation, read, shown, visible
+from stabilitykit._sentences import (
+    SEVERITIES,
+    Indented,
+    compared,
+    explanation,
+    read,
+    shown,
+    visible,
+)
 from stabilitykit.diagnosis import Diagnosis
-
-SEVERITIES = {
-    "error": "error: the model cannot learn like this",
-    "warning": "warning: the model learns badly, or late",
-}
 
 
 def verdict(diagnosis: Diagnosis) -> str:
@@ -53,20 +56,6 @@ def table(diagnosis: Diagnosis) -> Table:
     return grid
 
 
-class _Indented:
-    """A line of text under a heading; where it is wrapped, what follows is indented as well."""
-
-    def __init__(self, line: str, style: str = "") -> None:
-        self.line = Text(line, style=style)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        width = max(options.max_width - 2, 1)
-        kept: Any = {"overflow": options.overflow, "no_wrap": options.no_wrap}
-        for line in self.line.wrap(console, width, **kept):
-            line.rstrip()
-            yield Text("  ") + line
-
-
 def text(diagnosis: Diagnosis) -> Group:
     """The findings as paragraphs, which a narrow terminal can hold, for `rich.print`.
 
@@ -78,15 +67,15 @@ def text(diagnosis: Diagnosis) -> Group:
         healthy: 0 layers, loss 0.5
     """
     style = "green" if diagnosis.healthy else "bold"
-    lines: list[Text | _Indented] = [Text(verdict(diagnosis), style=style)]
+    lines: list[Text | Indented] = [Text(verdict(diagnosis), style=style)]
     for one in diagnosis.findings:
         style = "bold red" if one.severity == "error" else "bold yellow"
         where = f" at {visible(one.layer) or '(model)'}, {one.severity}"
         lines += [Text(""), Text.assemble((one.code, style), where)]
-        lines.append(_Indented(f"{QUANTITIES[one.code]}:"))
+        lines.append(Indented(f"{QUANTITIES[one.code]}:"))
         said = [compared(one), explanation(one), one.remedy.replace("`", "")]
-        lines += [_Indented(visible(sentence)) for sentence in said if sentence]
-        lines.append(_Indented(f"page: {read(one)}", "dim"))
+        lines += [Indented(visible(sentence)) for sentence in said if sentence]
+        lines.append(Indented(f"page: {read(one)}", "dim"))
     return Group(*lines)
 
 
