@@ -14,17 +14,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from stabilitykit._checks import count
+from stabilitykit._fitting import Fitting
 from stabilitykit._ledger import MODES
 from stabilitykit._recorder import Recorder
 from stabilitykit._records import NonFinite, ParameterRecord, Record, scalars
+from stabilitykit._sentences import visible
 
 if TYPE_CHECKING:
     import pandas
 
 Callback = Callable[[dict[str, float], int], Any]
+
+# What a table in a narrow terminal can do without, the first first.
+_DISPENSABLE = ("output", "mean", "update", "flat", "dead", "kind")
 
 
 class Probe:
@@ -177,7 +183,8 @@ class Probe:
         """One recorded step as a table of rich, for `rich.print`: a row a layer call.
 
         flat is `Record.saturated`; update is `ParameterRecord.update_ratio` of the layer's weight;
-        nan/inf counts the entries of the output and of its gradient that are not finite.
+        nan/inf counts the entries of the output and of its gradient that are not finite. Where the
+        terminal is too narrow for all columns, a line under the table names those left out.
 
         Args:
             step: its number, or -1 for the last one.
@@ -192,8 +199,8 @@ class Probe:
             raise ValueError(f"step={step!r} was not recorded; recorded: {known or 'none'}")
         step = steps[-1] if step == -1 else step
         updates = {p.parameter: p.update_ratio for p in self.parameters if p.step == step}
-        table = Table(title=f"Step {step}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("layer", overflow="fold", min_width=6)
+        table = Fitting(_DISPENSABLE, title=f"Step {step}", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("layer", overflow="fold")
         for column in ("kind", "output"):
             table.add_column(column, no_wrap=True)
         numbers = ("mean", "rms", "flat", "dead", "grad rms", "update", "nan/inf")
@@ -206,14 +213,14 @@ class Probe:
             weight = f"{record.layer}.weight".lstrip(".")
             again = f" ({record.call})" if record.call else ""
             table.add_row(
-                _escape(record.layer + again),
-                _escape(record.kind),
+                Text(visible(record.layer + again)),
+                Text(visible(record.kind)),
                 "×".join(map(str, record.shape)),
                 *(f"{value:.3g}" for value in (record.mean, record.rms)),
                 *(_shown(value, ".1%") for value in (record.saturated, record.dead)),
                 _shown(record.grad_rms, ".2e"),
                 _shown(updates.get(weight), ".1e"),
-                f"[red]{bad}" if bad else "",
+                Text(str(bad), style="red") if bad else "",
             )
         return table
 
@@ -254,7 +261,3 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def _shown(value: float | None, form: str) -> str:
     return "" if value is None else f"{value:{form}}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")

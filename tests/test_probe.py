@@ -628,14 +628,43 @@ def test_table():
         probe.table(step=7)
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_narrow_table_leaves_out_columns_and_cuts_no_number(width):
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.add_module("encoder_of_the_images", nn.Sequential(nn.Linear(8, 16), nn.Tanh()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sk.Probe(model, optimizer) as probe:
+        model(torch.randn(32, 8)).square().mean().backward()
+        optimizer.step()
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(probe.table())
+    text = console.export_text()
+    assert "…" not in text
+    words = "".join(text.split())
+    assert "layer" in words
+    assert all(f"{r.rms:.3g}" in words and f"{r.grad_rms:.2e}" in words for r in probe.records)
+    names = [line.strip().split("  ")[0] for line in text.splitlines()[4:]]
+    assert "encoder_of_the_images.0" in "".join(names)
+    heads = {"kind", "output", "mean", "flat", "dead", "update"}
+    top, under = text.split("─" * 9, 1)[0], text.split("no room: ")[1:]
+    left_out = set("".join(under).replace(",", " ").split())
+    assert {head for head in heads if head in top} == heads - left_out
+    assert (width == 120) is not bool(left_out)
+
+
 def test_names_from_the_model_are_not_markup():
     model = nn.Sequential()
     model.add_module("[red]x", nn.Linear(2, 2))
+    model.add_module("a\x1b[31m", nn.ReLU())
     with sk.Probe(model) as probe:
         model(torch.randn(2, 2))
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(probe.table())
-    assert "[red]x" in console.export_text()
+    text = console.export_text()
+    assert "[red]x" in text
+    assert r"a\x1b[31m" in text
+    assert "\x1b" not in text
 
 
 def test_without_pandas_or_tensorboard(monkeypatch, tmp_path):
