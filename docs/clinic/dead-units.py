@@ -131,7 +131,7 @@ axes[0].legend()
 # %% [markdown]
 # <!--figure: name="when-units-die"
 # alt="Two panels against the step, 0 to 19. At learning rate 0.1 no channel of any convolution dies. At learning rate 2 the first convolution lives; at step 5 the share jumps to about a half for the second, where it stays, and to more than a half for the third, where it goes up and down and never comes back below a half."
-# caption="**One step kills half of the channels that follow the first layer.** First epoch, batches of 64, seed 0; a channel counts as dead when it is 0 at every place of every image of the batch. Measured by `sk.Probe` in exact mode. Each step has another batch, which may wake a channel: the third convolution goes up and down, and most of its channels are off at any time."-->
+# caption="**One step kills half of the channels that follow the first layer.** First epoch, batches of 64, seed 0; a channel counts as dead when it is 0 at every place of every image of the batch. Measured by `sk.Probe` in exact mode. Each step has another batch, which may wake a channel: the third convolution goes up and down, but from then on half of its channels or more are off at any time."-->
 
 # %%
 print(f"dead at the start: {deaths[2.0][0].max():.0%}")

@@ -129,7 +129,7 @@ ax.legend(loc="lower right")
 # %% [markdown]
 # <!--figure: name="first-step-of-adam"
 # alt="Relative change of eighteen weight matrices in the first step of Adam: points between 0.15 and 0.45 that lie on the predicted zigzag line."
-# caption="**The first step changes each layer by a seventh to two fifths of its size, and one formula says so.** Adam, learning rate 0.03, 256 digits, seed 0. Each mark is one weight matrix; the zigzag comes from different fan-ins, the numbers $n$ of inputs. The formula fails where gradients are exactly zero, and after the first step, when averages differ from the gradient."-->
+# caption="**The first step changes each layer by a seventh to two fifths of its size, and one formula says so.** Adam, learning rate 0.03, 256 digits, seed 0. Each mark is one weight matrix; the zigzag comes from different fan-ins, the numbers n of inputs. The formula fails where gradients are exactly zero, and after the first step, when averages differ from the gradient."-->
 
 # %%
 error = np.abs(measured / predicted - 1).max()
