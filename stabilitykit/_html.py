@@ -58,7 +58,7 @@ article.warning { border-left-color: var(--c0) }
 h3 { font-size: 1rem; margin: .5rem 0; overflow-wrap: anywhere }
 dl { display: grid; gap: .1rem .8rem; grid-template-columns: max-content 1fr; margin: .5rem 0 }
 dt, caption, figcaption { color: var(--muted) } dd { margin: 0; overflow-wrap: anywhere }
-figure { margin: 1rem 0 } svg { height: auto; max-width: 100% }
+a { color: var(--c0) } figure { margin: 1rem 0 } svg { height: auto; max-width: 100% }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: .85rem; width: 100% }
 th, td { border-bottom: 1px solid var(--line); padding: .2rem .5rem; text-align: right }
@@ -128,9 +128,15 @@ def table(caption: str, head: list[str], rows: list[list[str]], words: int = 1) 
 
 
 def article(title: str, kind: str, entries: dict[str, str]) -> str:
-    """One finding."""
-    items = "".join(f"<dt>{escape(k)}</dt><dd>{prose(v)}</dd>" for k, v in entries.items())
+    """One finding; an entry that is an address becomes a link, which asks for nothing by itself."""
+    items = "".join(f"<dt>{escape(k)}</dt><dd>{_linked(v)}</dd>" for k, v in entries.items())
     return f'<article class="{escape(kind)}"><h3>{prose(title)}</h3><dl>{items}</dl></article>'
+
+
+def _linked(text: str) -> str:
+    if re.fullmatch(r"https?://\S+", text):
+        return f'<a href="{escape(text)}">{escape(text)}</a>'
+    return prose(text)
 
 
 def figure(svg: str, caption: str) -> str:

@@ -166,7 +166,11 @@ def test_a_page_is_named_by_its_source_or_as_a_link_to_the_site(ill, monkeypatch
     monkeypatch.setenv("STABILITYKIT_SITE", "https://example.org/kit")
     link = f"https://example.org/kit/{ill.findings[0].page}"
     assert link in printed(report.text(ill), 200)
-    assert link in report.to_html(ill)
+    assert f'<dd><a href="{link}">{link}</a></dd>' in report.to_html(ill)
+    for odd in ("javascript:alert(1)", 'https://x/"><b>'):
+        monkeypatch.setenv("STABILITYKIT_SITE", odd)
+        hrefs = [a["href"] for tag, a in Reader(report.to_html(ill)).tags if tag == "a"]
+        assert all(href.startswith('https://x/"><b>/') for href in hrefs)
 
 
 def test_the_table_has_a_row_a_finding(ill):
