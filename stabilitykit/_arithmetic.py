@@ -26,7 +26,7 @@ def _mul(tape: Tape, out: Tensor, a: Any, b: Any) -> State | None:
 def _div(tape: Tape, out: Tensor, a: Any, b: Any) -> State | None:
     if tape.of(b) is not None:
         return None
-    return _binary(tape, out, a, 1 / b, torch.mul, 1.0)
+    return _binary(tape, out, a, torch.ones((), dtype=torch.float64) / b, torch.mul, 1.0)
 
 
 @rule("sub", "rsub", "isub", "subtract")

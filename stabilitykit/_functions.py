@@ -68,6 +68,15 @@ def named(function: Any, name: str) -> Any:
     return call
 
 
+def spelled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """The arguments as rules call them: `input` first, then `other`, and `dim` for `axis`."""
+    kwargs = {"dim" if key == "axis" else key: value for key, value in kwargs.items()}
+    for place, word in enumerate(("input", "other")):
+        if word in kwargs and len(args) == place:
+            args = (*args, kwargs.pop(word))
+    return args, kwargs
+
+
 def writes(function: Any, name: str, kwargs: dict[str, Any]) -> bool:
     """Whether a call works in place."""
     raw = getattr(function, "__name__", "")

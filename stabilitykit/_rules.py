@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -25,6 +26,15 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def takes(rule: Rule, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a rule knows all arguments of a call, `rounding_mode` or `out` among them."""
+    try:
+        signature(rule).bind(None, out, *args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def weighted(

@@ -23,12 +23,13 @@ from stabilitykit._functions import (
     WEIGHTED,
     named,
     plain_name,
+    spelled,
     writes,
 )
 from stabilitykit._nested import replaced, tensors
 from stabilitykit._origins import leaf
 from stabilitykit._quiet import transforming
-from stabilitykit._rules import RULES, moved
+from stabilitykit._rules import RULES, moved, takes
 from stabilitykit._tape import Call, State, Tape
 
 
@@ -220,9 +221,11 @@ class Trace(TorchFunctionMode):
             extra = {}
             if name in WANTS_FUNCTION or "pool" in name:
                 extra["function"] = named(func, name)
-            result = RULES[name](self.tape, out, *args, **kwargs, **extra)
-            if result is not None:
-                return result
+            given, options = spelled(args, kwargs)
+            if takes(RULES[name], out, given, options | extra):
+                result = RULES[name](self.tape, out, *given, **options, **extra)
+                if result is not None:
+                    return result
         others = [t for t in tensors((args, kwargs)) if self.tape.of(t) is None]
         plain = all(t.numel() == 1 for t in others) and len(tracked) == 1
         if name not in ELEMENTWISE or not plain or not isinstance(out, Tensor):

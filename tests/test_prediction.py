@@ -586,3 +586,52 @@ def test_what_only_has_the_shape_of_another_tensor_is_known():
     expected = 256 * weight * (mean.forward + 4 + bias) + bias
     assert last.forward == pytest.approx(expected, abs=error)
     assert last.amplitude == pytest.approx(last.forward**0.5, rel=0.05)
+
+
+SPELLED = {
+    "linear": (
+        lambda h, m: functional.linear(input=h, weight=m.weight),
+        lambda h, m: functional.linear(h, m.weight),
+    ),
+    "cat": (
+        lambda h, m: torch.cat(tensors=[h, m.two(h)], axis=-1),
+        lambda h, m: torch.cat([h, m.two(h)], -1),
+    ),
+    "add": (lambda h, m: torch.add(input=h, other=m.two(h)), lambda h, m: h + m.two(h)),
+    "matmul": (lambda h, m: h.matmul(other=m.weight), lambda h, m: h @ m.weight),
+    "sum": (lambda h, m: torch.sum(input=h, axis=1), lambda h, m: h.sum(1)),
+    "quotient": (lambda h, m: torch.div(input=h, other=4.0), lambda h, m: h / 4.0),
+}
+
+
+class Applied(nn.Module):
+    """A function between two layers, with a third layer and a matrix at hand."""
+
+    def __init__(self, function, width=32):
+        super().__init__()
+        self.one, self.two = nn.Linear(16, width), nn.Linear(width, width)
+        self.weight, self.function = nn.Parameter(torch.randn(width, width) / 4), function
+
+    def forward(self, x):
+        return self.function(self.one(x), self)
+
+
+@pytest.mark.parametrize("name", SPELLED)
+def test_arguments_may_be_spelled_out(name):
+    found = []
+    for function in SPELLED[name]:
+        torch.manual_seed(0)
+        found.append(sk.predict(Applied(function), torch.randn(8, 16)))
+    assert found[0] == found[1]
+    assert found[0].not_modelled == ()
+
+
+def test_arguments_that_no_rule_knows_are_not_an_error():
+    torch.manual_seed(0)
+    x = torch.randn(8, 16)
+    rounded = sk.predict(Applied(lambda h, m: torch.div(h, 2, rounding_mode="floor")), x)
+    assert rounded.layers[0].backward == 0
+    into = Applied(lambda h, m: torch.mul(h.detach(), 2, out=torch.empty(8, 32)))
+    assert sk.predict(into, x).not_modelled == ("mul",)
+    divided = sk.predict(Applied(lambda h, m: m.two(h / 0)), x)
+    assert not torch.tensor(divided.layers[-1].forward).isfinite()
