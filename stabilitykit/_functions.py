@@ -30,7 +30,7 @@ ELEMENTWISE = set(ACTIVATIONS.values()) | {
     "rtruediv", "reciprocal", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square",
     "pow", "neg", "negative", "erf", "sin", "cos", "atan", "arctan", "clamp", "clip",
     "clamp_min", "clamp_max", "sinh", "cosh", "asinh", "relu", "hardtanh", "isub", "itruediv",
-    "rpow", "ipow",
+    "rpow", "ipow", "log_sigmoid",
 }  # fmt: skip
 WEIGHTED = {
     "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",

@@ -635,3 +635,11 @@ def test_arguments_that_no_rule_knows_are_not_an_error():
     assert sk.predict(into, x).not_modelled == ("mul",)
     divided = sk.predict(Applied(lambda h, m: m.two(h / 0)), x)
     assert not torch.tensor(divided.layers[-1].forward).isfinite()
+
+
+def test_log_sigmoid_is_an_activation_like_others():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 40), nn.LogSigmoid(), nn.Linear(40, 5))
+    prediction = sk.predict(model, torch.randn(8, 30))
+    assert prediction.not_modelled == ()
+    assert all(row.modelled for row in prediction.layers)
