@@ -186,13 +186,38 @@ def _batch_norm(
         return result
     if running_mean is None or running_var is None:
         return None
+    return _running(tape, state, x, out, running_mean, running_var, weight, bias, eps)
+
+
+def _running(
+    tape: Tape, state: State, x: Tensor, out: Tensor, mean: Tensor, variance: Tensor,
+    weight: Tensor | None, bias: Tensor | None, eps: float,
+) -> State:  # fmt: skip
+    """y = weight·(x − mean)/√(variance + ε) + bias, with statistics from earlier passes.
+
+    They are those of x's own channels where x has the weights with which they were taken, and of
+    no channel else. So x = b·mean + e with b by least squares: which share of E[x²] the first part
+    has, and how E[e²] goes with the variance by channel, is read from the pass.
+    """
     view = [1, -1] + [1] * (x.dim() - 2)
-    scale = (running_var.detach().double() + eps).rsqrt()
-    scale = scale if weight is None else scale * weight.detach().double()
-    shift = -running_mean.detach().double() * scale
-    shift = shift if bias is None else shift + bias.detach().double()
-    scale, shift = scale.view(view), shift.view(view)
-    square, law = _affine(state, scale, shift, out)
+    mean = mean.detach().double().view(view)
+    scale = (variance.detach().double() + eps).rsqrt().view(view)
+    scale = scale if weight is None else scale * weight.detach().double().view(view)
+    value, level = x.detach().double(), mean.square().mean()
+    tiny = torch.finfo(torch.float64).tiny
+    slope = (value * mean).mean() / level.clamp(min=tiny)
+    rest = (value - slope * mean).square()
+    share = slope.square() * level / value.square().mean().clamp(min=tiny)
+    together = (rest * scale.square()).mean() / (rest.mean() * scale.square().mean())
+    if not share.isfinite() or not together.isfinite():
+        share, together = torch.zeros_like(level), torch.ones_like(level)
+    slope = slope.sign() * (share * state.scale / level.clamp(min=tiny)).sqrt()
+    centre = float((slope * mean).mean()) / max(state.scale, float(tiny)) ** 0.5
+    law = state.law if state.law.gaussian else _law.Law(state.law.values - centre)
+    inner = State(state.square * (1 - share).clamp(min=0) * together, law)
+    shift = (slope - 1) * mean * scale
+    shift = shift if bias is None else shift + bias.detach().double().view(view)
+    square, law = _affine(inner, scale, shift, out)
     result = State(square, law, space=state.space)
 
     def back() -> None:

@@ -643,3 +643,28 @@ def test_log_sigmoid_is_an_activation_like_others():
     prediction = sk.predict(model, torch.randn(8, 30))
     assert prediction.not_modelled == ()
     assert all(row.modelled for row in prediction.layers)
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_batch_norm_in_eval_mode_takes_off_the_mean_of_its_own_channels(foreign):
+    """Or adds that of others, where its statistics are not those of these weights."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(32, 64, generator=generator) + 2 * torch.randn(1, 64, generator=generator)
+
+    def normed(width):
+        layers = []
+        for inputs in (64, width, width):
+            layers += [nn.Linear(inputs, width), nn.BatchNorm1d(width, momentum=None), nn.ReLU()]
+        model = benchmark.drawn(nn.Sequential(*layers, nn.Linear(width, width)))
+        model(x)
+        return model.eval()
+
+    def build(width):
+        model = normed(width)
+        if foreign:
+            model[1].load_state_dict(normed(width)[1].state_dict())
+        return model
+
+    for ratio in benchmark.compare(benchmark.Network(build, lambda: x), 128, 60, 20):
+        assert ratio.error < 0.08, ratio
+        assert abs(ratio.ratio - 1) < 0.05 + 3 * ratio.error, ratio
