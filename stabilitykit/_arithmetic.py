@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stabilitykit import _law
 from stabilitykit._rules import rule
-from stabilitykit._tape import State, Tape, adjoint, pointwise
+from stabilitykit._tape import Field, State, Tape, adjoint, pointwise
 
 
 @rule("add", "radd", "iadd", "sub", "isub")
@@ -86,12 +86,17 @@ def _binary(tape: Tape, out: Tensor, a: Any, b: Any, operation: Any, alpha: floa
             turned = sum(max(share - state.sizes, 0.0) * square for state, share, square in parts)
             result.apart = max(differs / result.scale, turned / result.scale + result.sizes)
 
+    ends: dict[int, tuple[int | None, int | None]] = {}
+    for side, value in enumerate((a, b)):
+        if isinstance(value, Tensor) and value.numel() < out.numel():
+            ends[side] = tape.watch(value), tape.watch(out)
+
     def back() -> None:
         if result.gradient is None:
             return
         weights = result.weights
         pairs = None if weights is None else weights[place]
-        for state, axis, other in ((left, 1, right), (right, 0, left)):
+        for state, axis, other, factor in ((left, 1, right, b), (right, 0, left, a)):
             gradient = result.gradient.expand(shape)
             if operation is torch.mul:
                 gradient = gradient * other.square
@@ -105,7 +110,19 @@ def _binary(tape: Tape, out: Tensor, a: Any, b: Any, operation: Any, alpha: floa
                 if operation is torch.mul and not constant and float(shares.mean()) > 0:
                     gradient = gradient * float(shares.mean())
             own = state.square.shape
-            state.receive(adjoint(lambda f: f.expand(shape), own, gradient), mine)
+
+            def spread(field: Field) -> Field:
+                return field.expand(shape)
+
+            def pull(after: Field, own: Any = own, factor: Any = factor) -> Field | None:
+                if operation is torch.mul:
+                    after = after * torch.as_tensor(factor).detach().double().square()
+                return adjoint(spread, own, after)
+
+            given = adjoint(spread, own, gradient)
+            if given is not None and 1 - axis in ends:
+                given = given * tape.agreement(*ends[1 - axis], pull)
+            state.receive(given, mine)
 
     tape.step(back)
     return result

@@ -38,8 +38,14 @@ WEIGHTED = {
 }  # fmt: skip
 ISOLATED = {
     "batch_norm", "instance_norm", "group_norm", "scaled_dot_product_attention",
-    "multi_head_attention_forward", "matmul", "bmm",
+    "multi_head_attention_forward", "matmul", "bmm", "interpolate", "upsample", "pad", "expand",
+    "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile", "upsample_nearest",
+    "mean", "sum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d",
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
 }  # fmt: skip
+# Of two tensors of different shapes, the smaller one gets a gradient from many places.
+BROADCAST = {"add", "radd", "sub", "rsub", "subtract", "mul", "rmul", "multiply"}
 WANTS_FUNCTION = {
     "cat", "concat", "concatenate", "stack", "hstack", "vstack", "layer_norm", "rms_norm",
     "batch_norm", "instance_norm", "mean", "sum", "interpolate", "upsample",

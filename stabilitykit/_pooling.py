@@ -36,10 +36,15 @@ def mixed(
         spread = max(whole - centre**2, 0.0) ** 0.5
     law = _law.gaussian(centre, spread) if centre else _law.gaussian()
     result = State(square, law)
+    ends = tape.watch(x), tape.watch(out)
 
     def back() -> None:
-        if result.gradient is not None:
-            state.receive(adjoint(mix, state.square.shape, result.gradient.expand(out.shape)))
+        if result.gradient is None:
+            return
+        gradient = adjoint(mix, x.shape, result.gradient.expand(out.shape))
+        if gradient is not None:
+            agreed = tape.agreement(*ends, lambda after: adjoint(mix, x.shape, after))
+            state.receive(gradient * agreed)
 
     tape.step(back)
     return result
@@ -103,6 +108,7 @@ def _maximum(
     middle = (torch.arange(_law.ATOMS, dtype=torch.float64) + 0.5) / _law.ATOMS
     source = torch.searchsorted(chances.cumsum(0), middle).clamp(max=_law.ATOMS - 1)
     result = State(pick(state.square) * level, _law.Law(atoms[source]))
+    ends = tape.watch(x), tape.watch(out)
 
     def back() -> None:
         if result.gradient is None:
@@ -111,8 +117,10 @@ def _maximum(
         weights = one if result.weights is None else result.weights
         mine = torch.zeros(_law.ATOMS, dtype=torch.float64)
         mine.index_add_(0, order[source], weights)
-        gradient = adjoint(pick, state.square.shape, result.gradient.expand(out.shape))
-        state.receive(gradient, _law.normalised(mine))
+        gradient = adjoint(pick, x.shape, result.gradient.expand(out.shape))
+        if gradient is not None:
+            agreed = tape.agreement(*ends, lambda after: adjoint(pick, x.shape, after))
+            state.receive(gradient * agreed, _law.normalised(mine))
 
     tape.step(back)
     return result

@@ -141,14 +141,25 @@ def _embedding(tape: Tape, out: Tensor, _: Any, weight: Tensor, *__: Any, **___:
     return state
 
 
-def moved(tape: Tape, state: State, out: Any, move: Callable[[Field], Any]) -> list[State] | State:
-    """An operation that only moves, repeats or drops entries."""
+def moved(
+    tape: Tape, state: State, out: Any, move: Callable[[Field], Any], source: Tensor | None = None
+) -> list[State] | State:
+    """An operation that only moves, repeats or drops entries.
+
+    Args:
+        source: what is moved, where that may repeat entries: how far the gradients at the copies
+            agree is read from the pass.
+    """
     outs = [out] if isinstance(out, Tensor) else list(out)
     fields = move(state.square)
     fields = [fields] if isinstance(fields, Tensor) else list(fields)
     results = [
         State(field, state.law, known=state.known, modelled=state.modelled) for field in fields
     ]
+
+    ends = None
+    if source is not None and isinstance(out, Tensor) and out.numel() > source.numel():
+        ends = tape.watch(source), tape.watch(out)
 
     def back() -> None:
         gradients = [r.gradient for r in results]
@@ -160,7 +171,11 @@ def moved(tape: Tape, state: State, out: Any, move: Callable[[Field], Any]) -> l
             None if g is None else g.expand(shape)
             for g, shape in zip(gradients, shapes, strict=True)
         ]
-        state.receive(adjoint(move, state.square.shape, *full), weights[0])
+        shape = state.square.shape
+        gradient = adjoint(move, shape, *full)
+        if gradient is not None and ends is not None:
+            gradient = gradient * tape.agreement(*ends, lambda g: adjoint(move, shape, g))
+        state.receive(gradient, weights[0])
 
     tape.step(back)
     return results[0] if isinstance(out, Tensor) else results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -267,6 +268,17 @@ class Tape:
         """The measured gradient's square for a number given by `watch`."""
         gradient = self.signed(number)
         return None if gradient is None else gradient.double().square()
+
+    def agreement(
+        self, read: int | None, made: int | None, pull: Callable[[Field], Field | None]
+    ) -> float:
+        """Square of a measured gradient, `read`, over what `pull` makes of those behind, `made`."""
+        before, after = self.measured(read), self.measured(made)
+        if before is None or after is None:
+            return 1.0
+        independent = pull(after)
+        whole = 0.0 if independent is None else float(independent.mean())
+        return float(before.mean()) / whole if 0 < whole < math.inf else 1.0
 
     def reverse(self, outputs: list[Tensor], generator: torch.Generator) -> None:
         """Go back from outputs whose gradient is random signs: mean square 1."""

@@ -15,6 +15,7 @@ from stabilitykit._calls import kind as kind_of
 from stabilitykit._elementwise import Elementwise
 from stabilitykit._flatness import ACTIVATIONS, MODULES
 from stabilitykit._functions import (
+    BROADCAST,
     ELEMENTWISE,
     ISOLATED,
     MOVES,
@@ -149,9 +150,10 @@ class Trace(TorchFunctionMode):
         base = args[0]._base if inplace and args and isinstance(args[0], Tensor) else None
         if base is not None and self.tape.of(base):  # whose other views are written, too
             return self._write(name, func, args, kwargs, [base, *tracked])
-        # Gradients of functions of the same entries cross: these are measured together.
+        # Gradients of functions of the same entries cross: measure them together.
         apart = len({id(s.space) for t in tracked if (s := self.tape.of(t))}) == len(tracked)
-        if not inplace and (name in ISOLATED or (apart and not rules)):
+        wide = name in BROADCAST and len({t.shape for t in tracked}) > 1
+        if not inplace and (name in ISOLATED or wide or (apart and not rules)):
             args, kwargs = replaced(args, self._alias), replaced(kwargs, self._alias)
             tracked = [t for t in tensors((args, kwargs)) if self.tape.of(t) is not None]
         states = {id(t): self.tape.of(t) for t in tracked}
@@ -198,8 +200,7 @@ class Trace(TorchFunctionMode):
         return out
 
     def _within_activation(self) -> bool:
-        module = self._stack[-1] if self._stack else None
-        return isinstance(module, MODULES) and leaf(module)
+        return any(isinstance(module, MODULES) and leaf(module) for module in self._stack[-1:])
 
     def _alias(self, tensor: Tensor) -> Tensor:
         """A view with a gradient of its own, for an operation that is measured."""
@@ -273,7 +274,7 @@ class Trace(TorchFunctionMode):
 
             return func(*replaced(args, put), **replaced(kwargs, put))
 
-        return moved(self.tape, state, out, move)
+        return moved(self.tape, state, out, move, target)
 
     def _anchor(
         self, name: str, edges: list[Any], made: list[Tensor], known: bool, layer: str | None = None

@@ -668,3 +668,37 @@ def test_a_batch_norm_in_eval_mode_takes_off_the_mean_of_its_own_channels(foreig
     for ratio in benchmark.compare(benchmark.Network(build, lambda: x), 128, 60, 20):
         assert ratio.error < 0.08, ratio
         assert abs(ratio.ratio - 1) < 0.05 + 3 * ratio.error, ratio
+
+
+REPEATED = {
+    "upsampled": lambda h, z: functional.interpolate(h, scale_factor=2.0),
+    "overlapping windows": lambda h, z: functional.avg_pool2d(h, 3, 1, 1),
+    "reflected": lambda h, z: functional.pad(h, (3, 3, 3, 3), mode="reflect"),
+    "repeated": lambda h, z: h.mean((2, 3), keepdim=True).expand(-1, -1, 6, 6),
+    "gated": lambda h, z: h * torch.sigmoid(z())[:, :, None, None],
+    "shifted": lambda h, z: h + z()[:, :, None, None],
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_gradients_that_agree_add_up_where_an_entry_is_read_in_many_places(name):
+    """Behind a global average they are the same at all positions."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(8, 3, 6, 6, generator=generator)
+
+    class Model(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.side = nn.Conv2d(3, width, 3, padding=1), nn.Linear(108, width)
+            self.two, self.head = nn.Conv2d(width, width, 1), nn.Linear(width, width)
+
+        def forward(self, x):
+            h = REPEATED[name](torch.tanh(self.one(x)), lambda: self.side(x.flatten(1)))
+            return self.head(functional.relu(self.two(h)).mean((2, 3)))
+
+    network = benchmark.Network(lambda width: benchmark.drawn(Model(width)), lambda: x)
+    ratios = benchmark.compare(network, 128, 40, 10)
+    assert any(r.layer == "one" and r.direction == "backward" for r in ratios)
+    for ratio in ratios:
+        assert ratio.error < 0.06, ratio
+        assert abs(ratio.ratio - 1) < 0.05 + 3 * ratio.error, ratio
