@@ -16,25 +16,22 @@ from stabilitykit._tape import Field, State, Tape, adjoint
 
 
 def mixed(
-    tape: Tape, state: State, x: Tensor, out: Tensor, mix: Callable[[Field], Field],
-    keeps_mean: bool,
+    tape: Tape, state: State, x: Tensor, out: Tensor, mix: Callable[[Field], Field]
 ) -> State:  # fmt: skip
     """Fixed weights over positions, `mix` with the weights squared.
 
     What independent entries would give is corrected by the measured agreement of positions,
-    E[y²] / Σ w² E[x²], a number without scale.
+    E[y²] / Σ w² E[x²], a number without scale. The law, up to its scale, is read there, too, unless
+    it is Gaussian: averages keep the mean of what is not.
     """
     independent = float(mix(x.detach().double().square()).mean())
     actual = float(out.detach().double().square().mean())
     agreement = actual / independent if independent > 0 else 1.0
     square = mix(state.square) * agreement
-    centre = 0.0
-    if keeps_mean:
-        whole = float(square.mean())
-        centre = state.law.mean * state.scale**0.5
-        centre = math.copysign(min(abs(centre), whole**0.5), centre) if whole > 0 else 0.0
-        spread = max(whole - centre**2, 0.0) ** 0.5
-    law = _law.gaussian(centre, spread) if centre else _law.gaussian()
+    law = _law.gaussian()
+    if not state.law.gaussian and 0 < actual < math.inf:
+        tiny = torch.finfo(torch.float64).tiny
+        law = _law.empirical(out.detach().double() / square.clamp(min=tiny).sqrt())
     result = State(square, law)
     ends = tape.watch(x), tape.watch(out)
 
@@ -66,7 +63,7 @@ def _averaged(
         return function(field, *rest, **options)
 
     if name == "sum":
-        return mixed(tape, state, x, out, plain, False)
+        return mixed(tape, state, x, out, plain)
     # every average of equal weights 1/k: the weights squared are 1/k times the weights
     count = x.numel() / max(1, out.numel())
     if "avg_pool" in name and not name.startswith("adaptive"):
@@ -77,10 +74,13 @@ def _averaged(
         if not str(mode).startswith("nearest"):
             return None
         count = 1.0
-    return mixed(tape, state, x, out, lambda f: plain(f) / count, True)
+    return mixed(tape, state, x, out, lambda f: plain(f) / count)
 
 
-@rule("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d")
+@rule(
+    "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+)  # fmt: skip
 def _maximum(
     tape: Tape, out: Tensor, x: Any, *rest: Any, function: Any = None, **options: Any
 ) -> State | None:

@@ -702,3 +702,28 @@ def test_gradients_that_agree_add_up_where_an_entry_is_read_in_many_places(name)
     for ratio in ratios:
         assert ratio.error < 0.06, ratio
         assert abs(ratio.ratio - 1) < 0.05 + 3 * ratio.error, ratio
+
+
+def test_a_sum_of_positive_entries_is_positive():
+    """So a relu behind it changes nothing."""
+
+    class Summed(nn.Module):
+        def __init__(self, last):
+            super().__init__()
+            self.one, self.last, self.two = nn.Linear(16, 256), last, nn.Linear(256, 8)
+
+        def forward(self, x):
+            return self.two(self.last(functional.relu(self.one(x)).sum(1)))
+
+    found = []
+    for last in (nn.Identity(), nn.ReLU()):
+        torch.manual_seed(0)
+        found.append(sk.predict(Summed(last), torch.randn(64, 12, 16)).layers)
+    for plain, cut in zip(*found, strict=True):
+        assert cut.forward == pytest.approx(plain.forward, rel=1e-3)
+        assert cut.backward == pytest.approx(plain.backward, rel=1e-3)
+
+
+def test_a_maximum_over_volumes_is_predicted():
+    model = nn.Sequential(nn.Conv3d(2, 8, 3), nn.AdaptiveMaxPool3d(2), nn.Flatten())
+    assert sk.predict(model, torch.randn(2, 2, 6, 6, 6)).not_modelled == ()
