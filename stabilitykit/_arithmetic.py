@@ -59,7 +59,13 @@ def _binary(tape: Tape, out: Tensor, a: Any, b: Any, operation: Any, alpha: floa
     constant = right.known and right.square.numel() == 1
     if operation is torch.mul:
         square = pointwise(lambda f: f * right.square, la) if constant else la * rb
-        law, place, _ = _law.combine(torch.mul, left.law.values, right.law.values)
+        factors = [  # of what is known, the squares by position have the sizes
+            1 - 2.0 * (state.law.values < 0) if state.known else state.law.values
+            for state in (left, right)
+        ]
+        law, place, _ = _law.combine(torch.mul, *factors)
+        if (left.law.gaussian and right.known) or (right.law.gaussian and left.known):
+            law = _law.gaussian()
     else:
         sign = -1.0 if operation is torch.sub else 1.0
         cross = 2 * sign * left.law.mean * right.law.mean
@@ -104,7 +110,7 @@ def _binary(tape: Tape, out: Tensor, a: Any, b: Any, operation: Any, alpha: floa
             if pairs is not None:
                 shares = pairs
                 if operation is torch.mul and not constant:
-                    values = other.law.values.square()
+                    values = factors[axis].square()
                     shares = pairs * (values[None, :] if axis == 1 else values[:, None])
                 mine = _law.normalised(shares.mean(axis))
                 if operation is torch.mul and not constant and float(shares.mean()) > 0:

@@ -727,3 +727,22 @@ def test_a_sum_of_positive_entries_is_positive():
 def test_a_maximum_over_volumes_is_predicted():
     model = nn.Sequential(nn.Conv3d(2, 8, 3), nn.AdaptiveMaxPool3d(2), nn.Flatten())
     assert sk.predict(model, torch.randn(2, 2, 6, 6, 6)).not_modelled == ()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_vector_that_multiplies_scales_each_unit(masked):
+    x = torch.randn(32, 64, generator=torch.Generator().manual_seed(2))
+
+    class Model(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.two = nn.Linear(64, width), nn.Linear(width, width)
+            self.scale = nn.Parameter(2 * torch.randn(width) * (torch.rand(width) < 1 - masked / 2))
+
+        def forward(self, x):
+            return self.two(torch.tanh(self.scale * self.one(x)))
+
+    network = benchmark.Network(lambda width: benchmark.drawn(Model(width)), lambda: x)
+    for ratio in benchmark.compare(network, 256, 40, 40):
+        assert ratio.error < 0.05, ratio
+        assert abs(ratio.ratio - 1) < 0.05 + 3 * ratio.error, ratio
