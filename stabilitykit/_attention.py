@@ -122,6 +122,12 @@ def attend(
     return result
 
 
+def _biased(*masks: Tensor | None) -> bool:
+    """Whether a mask adds to logits that are seen, which is not modelled."""
+    floats = [mask for mask in masks if mask is not None and mask.is_floating_point()]
+    return any(bool((mask[mask > -1e4] != 0).any()) for mask in floats)
+
+
 def _seen(
     mask: Tensor | None, causal: bool, queries: int, keys: int, device: torch.device
 ) -> Tensor | None:
@@ -141,7 +147,7 @@ def _attention(
     enable_gqa: bool = False,
 ) -> State | None:  # fmt: skip
     q, k, v = tape.of(query), tape.of(key), tape.of(value)
-    if q is None or k is None or v is None or enable_gqa:
+    if q is None or k is None or v is None or enable_gqa or _biased(attn_mask):
         return None
     edge = tape.watch(out)
     seen = _seen(attn_mask, is_causal, query.shape[-2], key.shape[-2], query.device)
@@ -165,6 +171,8 @@ def _multi_head(
     sources = (query, key, value)
     found = [tape.of(s) or State.measured(s, known=True) for s in sources]
     if bias_k is not None or add_zero_attn or static_k is not None or query.dim() != 3:
+        return None
+    if _biased(attn_mask, key_padding_mask):
         return None
     weights: Any = (q_proj_weight, k_proj_weight, v_proj_weight)
     if not use_separate_proj_weight and in_proj_weight is not None:

@@ -746,3 +746,27 @@ def test_a_vector_that_multiplies_scales_each_unit(masked):
     for ratio in benchmark.compare(network, 256, 40, 40):
         assert ratio.error < 0.05, ratio
         assert abs(ratio.ratio - 1) < 0.05 + 3 * ratio.error, ratio
+
+
+def test_logits_with_a_bias_by_distance_are_named_and_measured():
+    class Mixing(nn.Module):
+        def __init__(self, slope):
+            super().__init__()
+            self.one, self.end, self.slope = nn.Linear(64, 192), nn.Linear(64, 64), slope
+            self.attention = nn.MultiheadAttention(64, 4, batch_first=True)
+
+        def forward(self, x):
+            places = torch.arange(x.shape[1])
+            bias = -self.slope * (places[:, None] - places).abs().float()
+            q, k, v = self.one(x).chunk(3, -1)
+            y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            return self.end(self.attention(y, y, y, attn_mask=bias, need_weights=False)[0])
+
+    torch.manual_seed(0)
+    x = torch.randn(8, 12, 64)
+    assert sk.predict(Mixing(0.0), x).not_modelled == ()
+    model = Mixing(2.0)
+    prediction = sk.predict(model, x)
+    assert prediction.not_modelled == (
+        "scaled_dot_product_attention", "attention (multi_head_attention_forward)",
+    )  # fmt: skip
