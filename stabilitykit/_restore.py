@@ -15,6 +15,13 @@ from torch.autograd import grad_mode
 from stabilitykit._held import Held, contents
 
 
+def check_values(model: nn.Module) -> None:
+    """Refuse parameters that have nothing to put back."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta or nn.parameter.is_lazy(parameter):
+            raise ValueError(f"parameter {name!r} has no values yet (meta or lazy)")
+
+
 class Randomness:
     """The state of every random number generator that a model may draw from.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import math
 from reprlib import repr as short
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from stabilitykit import _following
 from stabilitykit._nested import arguments
 from stabilitykit._quiet import transforming
-from stabilitykit._restore import restored
+from stabilitykit._restore import check_values, restored
 from stabilitykit.gains import gain
 
 SCHEMES = (
@@ -111,6 +110,7 @@ def initialize(
                 "a batch, since functional activations are seen only in a forward pass"
             )
     else:
+        check_values(model)
         inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
         with restored(model, None, inputs):
             found = _following.by_pass(model, *arguments(inputs))
@@ -218,8 +218,9 @@ def lsuv(
 
     Raises:
         TypeError: the model is not an `nn.Module`.
-        ValueError: a tolerance that is not positive, an output whose variance is zero or not
-            finite, or one that does not come within the tolerance. The model is then as it was.
+        ValueError: a tolerance that is not positive, max_steps that are no count, parameters
+            without values, an output whose variance is zero or not finite, or one that does not
+            come within the tolerance. The model is then as it was.
 
     Examples:
         >>> _ = torch.manual_seed(0)
@@ -232,14 +233,18 @@ def lsuv(
         raise TypeError(f"model={short(model)} is not an nn.Module")
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance!r}")
+    if not isinstance(max_steps, int) or max_steps < 0:
+        raise ValueError(f"max_steps={max_steps!r} is not a whole number of 0 or more")
+    check_values(model)
     inputs = batch[0] if isinstance(batch, (tuple, list)) and len(batch) == 2 else batch
-    before = copy.deepcopy(model.state_dict())
-    try:
-        with torch.no_grad():
+    before = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+    with torch.no_grad():
+        try:
             return _scale_all(model, inputs, tolerance, max_steps)
-    except BaseException:
-        model.load_state_dict(before)
-        raise
+        except BaseException:
+            for parameter, value in before:
+                parameter.copy_(value)
+            raise
 
 
 def _scale_all(model: nn.Module, inputs: Any, tolerance: float, most: int) -> tuple[Scaled, ...]:
@@ -274,25 +279,21 @@ def _scale_all(model: nn.Module, inputs: Any, tolerance: float, most: int) -> tu
 def _variances(
     model: nn.Module, names: dict[nn.Module, str], inputs: Any
 ) -> list[tuple[str, float]]:
-    """Output variances by layer, in the order of first use; the model's buffers are put back."""
+    """Output variances by layer, in the order of first use; all else is put back."""
     seen: dict[str, float] = {}
 
     def record(module: nn.Module, _: Any, output: Tensor) -> None:
-        # Under torch.func a number can not be read.
-        if not transforming() and not seen.get(
-            names[module]
-        ):  # a recurrent layer may begin from a state of zeros
+        # Under torch.func no number can be read; a recurrent layer may begin from zeros.
+        if not transforming() and not seen.get(names[module]):
             seen[names[module]] = output.float().var(correction=0).item()
 
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     handles = [module.register_forward_hook(record) for module in names]
     try:
         args, kwargs = arguments(inputs)
-        with torch.enable_grad():  # since forward may differentiate
+        # forward may differentiate
+        with restored(model, None, inputs), torch.enable_grad():
             model(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
-        for buffer, value in buffers:
-            buffer.copy_(value)
     return list(seen.items())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from stabilitykit._nested import arguments, replaced, tensors
-from stabilitykit._restore import restored
+from stabilitykit._restore import check_values, restored
 from stabilitykit._trace import Trace
 
 if TYPE_CHECKING:
@@ -154,9 +154,8 @@ def _check(model: nn.Module, batch: Any, given: list[torch.Tensor]) -> None:
             )
         if not tensor.numel():
             raise ValueError(f"batch has a tensor of shape {tuple(tensor.shape)}: it is empty")
+    check_values(model)
     for name, parameter in model.named_parameters():
-        if parameter.is_meta or nn.parameter.is_lazy(parameter):
-            raise ValueError(f"parameter {name!r} has no values yet (meta or lazy)")
         if parameter.device != given[0].device and given[0].device.type != "cpu":
             raise ValueError(
                 f"batch is on {given[0].device}, but parameter {name!r} is on {parameter.device}"

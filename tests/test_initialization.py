@@ -331,3 +331,45 @@ def test_layers_under_torch_func_stay():
     assert [entry.layer for entry in sk.lsuv(model, batch)] == ["head"]
     assert [entry.layer for entry in sk.initialize(model, "auto", batch)] == ["head"]
     assert all(torch.equal(p, before[name]) for name, p in model.model.named_parameters())
+
+
+class Counting(nn.Module):
+    """It changes more than buffers in place, and its second layer gives nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.calls = nn.Linear(8, 8), nn.Linear(8, 8), 0
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.seen, self.calls = self.seen + 1, self.calls + 1
+        return self.two(0 * self.one(x))
+
+    def get_extra_state(self):
+        return self.calls
+
+    def set_extra_state(self, state):
+        raise RuntimeError("not to be called")
+
+
+def test_a_failed_lsuv_leaves_all_of_the_model_as_it_was():
+    model = Counting()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match="layer 'two': the variance of its output is 0"):
+        sk.lsuv(model, torch.randn(16, 8))
+    assert all(map(torch.equal, model.parameters(), before))
+    assert (model.calls, model.seen.item()) == (0, 0.0)
+
+
+@pytest.mark.parametrize("most", [-1, 2.5, None])
+def test_lsuv_needs_a_count_of_steps(most):
+    with pytest.raises(ValueError, match=f"max_steps={most} is not a whole number of 0 or more"):
+        sk.lsuv(mixed(), torch.randn(4, 8), max_steps=most)
+
+
+def test_parameters_without_values_are_refused():
+    model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(9, 2))
+    for function in (sk.lsuv, lambda model, x: sk.initialize(model, "auto", x)):
+        with pytest.raises(ValueError, match=r"parameter '0\.weight' has no values yet"):
+            function(model, torch.randn(4, 8))
+    assert nn.parameter.is_lazy(model[0].weight)
