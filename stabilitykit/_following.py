@@ -71,16 +71,18 @@ def weights(model: nn.Module) -> dict[str, nn.Module]:
     """Linear and convolutional layers that own their weight, each once."""
     modules = list(model.modules())
     attention = {id(m.out_proj) for m in modules if isinstance(m, nn.MultiheadAttention)}
-    tables = {id(m.weight) for m in modules if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
-    return {
+    taken = {id(m.weight) for m in modules if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+    owners = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, LAYERS)
         and id(module) not in attention
         and isinstance(module._parameters.get("weight"), nn.Parameter)
-        and id(module.weight) not in tables
+        and id(module.weight) not in taken
         and not nn.parameter.is_lazy(module.weight)
     }
+    first = {id(module.weight): name for name, module in reversed(owners.items())}
+    return {name: owners[name] for name in owners if first[id(owners[name].weight)] == name}
 
 
 class Follow(TorchFunctionMode):
@@ -222,6 +224,8 @@ def by_order(model: nn.Module) -> Found:
             last = found.uses[name] = Use(name)
         elif isinstance(module, MODULES) and last is not None and last.function is None:
             last.activation, last.function = type(module).__name__.lower(), module
+            if isinstance(module, nn.PReLU):  # which may have a slope for each unit
+                last.function = _plain(nn.functional.prelu, (None, module.weight), {})
     return found
 
 

@@ -19,7 +19,6 @@ from stabilitykit.gains import gain
 SCHEMES = (
     "auto", "kaiming", "kaiming_uniform", "xavier", "xavier_uniform", "lecun", "orthogonal",
 )  # fmt: skip
-_WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Initialized(NamedTuple):
@@ -199,12 +198,12 @@ def lsuv(
 ) -> tuple[Scaled, ...]:
     """Layer-sequential unit variance: orthogonal weights, then unit output variance by layer.
 
-    Each linear and convolutional layer gets orthogonal weights and zero biases. Then, in the order
-    in which the batch passes them, each weight is divided by the standard deviation of its output
-    until |Var − 1| ≤ tolerance (Mishkin & Matas 2016, algorithm 1, with its tolerance and number
-    of steps; both are conventions). Layers that the batch does not reach, or only under torch.func,
-    keep their weights. A layer used several times is scaled for the first use in which its output
-    varies.
+    Each linear and (transposed) convolutional layer gets orthogonal weights and zero biases. Then,
+    in the order in which the batch passes them, each weight is divided by the standard deviation of
+    its output until |Var − 1| ≤ tolerance (Mishkin & Matas 2016, algorithm 1, with its tolerance
+    and number of steps; both are conventions). Layers that the batch does not reach, or only under
+    torch.func, keep their weights. A layer used several times is scaled for the first use in which
+    its output varies, a weight that several layers share for the first of them.
 
     Args:
         model: changed in place; buffers, modes and gradients stay as they are.
@@ -248,13 +247,14 @@ def lsuv(
 
 
 def _scale_all(model: nn.Module, inputs: Any, tolerance: float, most: int) -> tuple[Scaled, ...]:
-    names: dict[nn.Module, str] = {
-        module: name for name, module in model.named_modules() if isinstance(module, _WEIGHTED)
-    }
+    kinds, modules = _following.LAYERS, model.named_modules()
+    names: dict[nn.Module, str] = {m: name for name, m in modules if isinstance(m, kinds)}
     if not names:
         raise ValueError(f"model={type(model).__name__} has no linear or convolutional layer")
     order = [name for name, _ in _variances(model, names, inputs)]
     layers: dict[str, Any] = {name: module for module, name in names.items()}
+    owned = {id(layers[n]._parameters.get("weight", n)): n for n in reversed(order)}
+    order = [name for name in order if name in owned.values()]
     for name in order:
         layers[name].weight.copy_(_orthogonal(layers[name].weight, 1.0))
         if layers[name].bias is not None:

@@ -373,3 +373,37 @@ def test_parameters_without_values_are_refused():
         with pytest.raises(ValueError, match=r"parameter '0\.weight' has no values yet"):
             function(model, torch.randn(4, 8))
     assert nn.parameter.is_lazy(model[0].weight)
+
+
+def tied():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.ReLU())
+    model[2].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize("batch", [None, torch.randn(64, 64)])
+def test_layers_that_share_a_weight_are_one(batch):
+    model = tied()
+    (entry,) = sk.initialize(model, "kaiming", batch)
+    assert (entry.layer, entry.activation) == ("0", "tanh")
+    assert entry.after == pytest.approx(model[0].weight.std(correction=0).item(), rel=1e-5)
+
+
+def test_lsuv_scales_a_shared_weight_once_and_transposed_convolutions():
+    x = torch.randn(64, 64)
+    model = tied()
+    (entry,) = sk.lsuv(model, x)
+    assert entry.layer == "0"
+    assert entry.after == pytest.approx(outputs(model, x)["0"], rel=1e-5)
+    up = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 4, 3))
+    x = torch.randn(8, 3, 8, 8)
+    assert [entry.layer for entry in sk.lsuv(up, x)] == ["0", "2"]
+    assert up(x).var(correction=0).item() == pytest.approx(1, abs=0.05)
+
+
+def test_slopes_of_their_own_are_met_with_their_mean():
+    model = nn.Sequential(nn.Linear(8, 8), nn.PReLU(8, init=0.4), nn.Linear(8, 2))
+    expected = sk.gain("leaky_relu", negative_slope=0.4).forward
+    for batch in (None, torch.randn(4, 8)):
+        entry = sk.initialize(model, "kaiming", batch)[0]
+        assert (entry.activation, entry.gain) == ("prelu", pytest.approx(expected))
