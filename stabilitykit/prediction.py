@@ -94,7 +94,9 @@ def predict(model: nn.Module, batch: Any) -> Prediction:
     is not Gaussian: its law is kept as 128 equally likely values, and so is the gradient's square
     as a function of the value. What no marginal law knows is read from the pass as a number without
     scale: how far positions, tokens and samples agree (averages, maxima, batch and group norms,
-    attention). Anything else is measured, named in `not_modelled` and marked.
+    attention), so do gradients that meet at one entry (copies, overlapping windows), and how far
+    running statistics are those of the channels at hand. Anything else is measured, named in
+    `not_modelled` and marked.
 
     The expectation is over weights that are independent with mean 0, whatever they are now: a
     model that departs from it departs from what is predicted. It is the limit of large width: what
