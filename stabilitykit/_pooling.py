@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stabilitykit import _law
+from stabilitykit._law import Law
 from stabilitykit._rules import rule
 from stabilitykit._tape import Field, State, Tape, adjoint
 
@@ -28,12 +29,12 @@ def mixed(
     actual = float(out.detach().double().square().mean())
     agreement = actual / independent if independent > 0 else 1.0
     square = mix(state.square) * agreement
-    law = _law.gaussian()
+    law, tiny = _law.gaussian(), torch.finfo(torch.float64).tiny
     if not state.law.gaussian and 0 < actual < math.inf:
-        tiny = torch.finfo(torch.float64).tiny
         law = _law.empirical(out.detach().double() / square.clamp(min=tiny).sqrt())
     result = State(square, law)
     ends = tape.watch(x), tape.watch(out)
+    relative = x.detach().double() / state.square.clamp(min=tiny).sqrt()
 
     def back() -> None:
         if result.gradient is None:
@@ -41,10 +42,24 @@ def mixed(
         gradient = adjoint(mix, x.shape, result.gradient.expand(out.shape))
         if gradient is not None:
             agreed = tape.agreement(*ends, lambda after: adjoint(mix, x.shape, after))
-            state.receive(gradient * agreed)
+            weights, before = None, tape.measured(ends[0])
+            if result.weights is not None and before is not None:
+                weights = _by_rank(relative, before, state.law)
+            state.receive(gradient * agreed, weights)
 
     tape.step(back)
     return result
+
+
+def _by_rank(values: Tensor, gradient: Field, law: Law) -> Tensor | None:
+    """How a measured gradient's square goes with the ranks of values, by atom of their law."""
+    ordered = gradient.flatten()[values.flatten().argsort()].cpu()
+    if len(ordered) < _law.ATOMS:
+        return None
+    place = torch.arange(len(ordered)) * _law.ATOMS // len(ordered)
+    weights = torch.zeros(_law.ATOMS, dtype=torch.float64)
+    weights[law.values.argsort()] = place.bincount(ordered) / place.bincount()
+    return _law.normalised(weights) if weights.isfinite().all() else None
 
 
 @rule(

@@ -721,7 +721,8 @@ def test_a_sum_of_positive_entries_is_positive():
         found.append(sk.predict(Summed(last), torch.randn(64, 12, 16)).layers)
     for plain, cut in zip(*found, strict=True):
         assert cut.forward == pytest.approx(plain.forward, rel=1e-3)
-        assert cut.backward == pytest.approx(plain.backward, rel=1e-3)
+        # which entries a gradient meets is read from the pass, of 64 · 256 of them
+        assert cut.backward == pytest.approx(plain.backward, rel=3 * (2 / (64 * 256)) ** 0.5)
 
 
 def test_a_maximum_over_volumes_is_predicted():
@@ -770,3 +771,29 @@ def test_logits_with_a_bias_by_distance_are_named_and_measured():
     assert prediction.not_modelled == (
         "scaled_dot_product_attention", "attention (multi_head_attention_forward)",
     )  # fmt: skip
+
+
+AVERAGES = {
+    "windows": lambda h: functional.relu(functional.avg_pool2d(h, 2)),
+    "copies": lambda h: functional.relu(functional.interpolate(h, scale_factor=2.0)),
+    "sums": lambda h: torch.tanh(0.1 * h.sum((2, 3), keepdim=True)),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_what_an_activation_behind_an_average_passes_depends_on_the_entries(name):
+    """A relu behind an average passes all where one entry was positive."""
+    x = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+
+    class Model(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width, 1)
+
+        def forward(self, x):
+            return self.two(AVERAGES[name](functional.relu(self.one(x))))
+
+    network = benchmark.Network(lambda width: benchmark.drawn(Model(width)), lambda: x)
+    for ratio in benchmark.compare(network, 256, 40, 20):
+        assert ratio.error < 0.06, ratio
+        assert abs(ratio.ratio - 1) < 0.05 + 3 * ratio.error, ratio
