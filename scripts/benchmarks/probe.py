@@ -4,9 +4,10 @@ Three models, each trained by AdamW: the ratio to the bare step (median over rou
 every method runs between two runs of the bare step) and the peak of memory above the bare step's,
 with what the method keeps from step to step. "naive hooks" reads mean, std, norms and nan of every
 output, gradient and parameter with `.item()`. Each peer from a package runs in a process of its
-own, beside its own bare step, since some leave wrappers behind that slow all that comes after them.
-Peers that are not installed are named and left out: `pip install -e .[bench]` brings them. On a GPU
-also the step's time and how often the host waits for the device. Run from the repository root:
+own, beside its own bare step: TorchLens leaves torch's functions replaced, which slows all that
+comes after it. Peers that are not installed are named and left out: `pip install -e .[bench]`
+brings them. On a GPU also the step's time and how often the host waits for the device. Run from the
+repository root:
 
     python -m scripts.benchmarks.probe --rounds 9 --json probe.json
 """
