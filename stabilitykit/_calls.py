@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from stabilitykit._ledger import Written
+from stabilitykit._ledger import Sample, Written
 
 
 class Flatness(NamedTuple):
@@ -45,7 +45,7 @@ class Seen(NamedTuple):
     tensor: weakref.ref[Tensor]
     version: int
     written: Written
-    row: Tensor | None  # its sample, as long as `Ledger.drained` is the same
+    sample: Sample | None  # as long as `Ledger.drained` is the same
     drained: int
     box: list[Call]  # whose output it is
 
@@ -57,6 +57,7 @@ class Frame:
     module: nn.Module
     name: str
     leaf: bool
+    bare: bool = False
     flatness: Flatness = NOT_FLAT
 
 

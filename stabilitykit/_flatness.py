@@ -42,6 +42,23 @@ MODULES = tuple(
     for name in nn.modules.activation.__all__
     if name not in ("MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin", "GLU")
 )
+# The same of modules, in which the functions are not looked at.
+CHANNELS_FIRST: dict[type[nn.Module], bool] = dict.fromkeys(
+    (
+        *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+        *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+        *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm),
+    ),
+    True,
+)
+CHANNELS_FIRST[nn.Linear] = False
+
+
+def bare(module: nn.Module) -> bool:
+    """Whether it is one of torch's own layers, which calls no activation as a function."""
+    own = type(module).__module__.startswith("torch.nn.modules.")
+    return own and not isinstance(module, MODULES) and "forward" not in vars(module)
 
 
 def units_dimension(shape: torch.Size, channels_first: bool | None) -> int:

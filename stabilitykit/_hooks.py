@@ -10,19 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _pop_torch_function_stack, _push_on_torch_function_stack
+from torch.compiler import is_compiling
 
 from stabilitykit._calls import NOT_FLAT, Call, Flatness, Frame, Seen, Step, kind
-from stabilitykit._flatness import (
-    ACTIVATIONS,
-    MODULES,
-    argument,
-    described,
-    units_dimension,
-)
-from stabilitykit._ledger import Ledger
-from stabilitykit._quiet import Quiet, in_backward, plain, tensors
-from stabilitykit._samples import SAMPLE, has_values
-from stabilitykit._switches import EAGER, Hook, Watch, calling, leave, running
+from stabilitykit._flatness import ACTIVATIONS, CHANNELS_FIRST, MODULES, bare
+from stabilitykit._functional import flatness_of
+from stabilitykit._ledger import Ledger, Sample
+from stabilitykit._quiet import Quiet, in_backward, plain, quiet, tensors
+from stabilitykit._samples import has_values
+from stabilitykit._switches import EAGER, Hook, Watch, calling, follow, leave, running
 
 
 class Hooks:
@@ -31,7 +28,7 @@ class Hooks:
     Args:
         model: whose modules are watched.
         ledger: where the numbers go.
-        on_gradient: called at the first gradient of each backward pass.
+        on_gradient: called with autograd's number of each backward pass, at its first gradient.
         skip_evaluation: whether forwards without gradients in eval mode are left out.
     """
 
@@ -39,7 +36,7 @@ class Hooks:
         self,
         model: nn.Module,
         ledger: Ledger,
-        on_gradient: Callable[[], None],
+        on_gradient: Callable[[int], None],
         skip_evaluation: bool,
     ) -> None:
         self.model, self.ledger = model, ledger
@@ -48,7 +45,7 @@ class Hooks:
         self.step = Step()
         self.channels_first: bool | None = None
         self._handles: list[Any] = []
-        self._tensor_handles: list[Any] = []
+        self._removals: list[Any] = []
         self._stack: list[Frame] = []
         self._watch: Watch | None = None
         self.outermost: Any = None  # the frame of the call that the stack begins with
@@ -58,6 +55,8 @@ class Hooks:
         self._children: list[tuple[nn.Module, list[nn.Module | None]]] = []
         self._eager = False
         self._last: Seen | None = None  # the output of the layer before
+        self._paused = False  # whether the watch is off, in a module where it would see nothing
+        self._backward = -1  # autograd's number of the last backward pass
 
     @property
     def attached(self) -> bool:
@@ -78,7 +77,7 @@ class Hooks:
             children = [n for n, child in module.named_children() if n != "parametrizations"]
             leaf = not children or isinstance(module, nn.MultiheadAttention)
             frame = known.get(module) or Frame(module, name, leaf)  # a call may be in it
-            frame.name, frame.leaf = name, leaf
+            frame.name, frame.leaf, frame.bare = name, leaf, leaf and bare(module)
             self._frames[module] = frame
             before, after = Hook(self._enter, frame), Hook(self._leave, frame)
             self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
@@ -101,9 +100,10 @@ class Hooks:
             self._unwatch()
         self.step = Step()
         self._last = None
-        for handle in self._tensor_handles:
-            handle.remove()
-        self._tensor_handles.clear()
+        self._backward = -1
+        for remove in self._removals:
+            remove()
+        self._removals.clear()
 
     # The hooks. What they return would replace the module's output: they return nothing.
 
@@ -112,19 +112,23 @@ class Hooks:
         self._enter(self._root, self.model, args, kwargs)
 
     def _enter(self, frame: Frame, _: nn.Module, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return
-        thread = get_ident()
+        thread, stack = get_ident(), self._stack
         if self._thread.setdefault("of", thread) != thread:
             return
-        again = self._stack and (frame is self._root or frame is self._stack[0])
+        again = stack and (frame is self._root or frame is stack[0])
         if again and not running(self.outermost):  # else the model calls itself
             self._unwatch()
-        if not self._stack and not self._begin(frame, args, kwargs):
+        if not stack and not self._begin(frame, args, kwargs):
             self._thread.clear()
             return
         frame.flatness = NOT_FLAT
-        self._stack.append(frame)
+        stack.append(frame)
+        if self._paused:  # an interrupt has left a layer without `_leave`
+            self._resume()
+        if frame.bare:
+            self._pause(frame.module)
 
     def _begin(self, frame: Frame, args: Any, kwargs: Any) -> bool:
         """At a call from outside; whether it counts."""
@@ -155,7 +159,7 @@ class Hooks:
         return True
 
     def _leave(self, frame: Frame, module: nn.Module, _: Any, output: Any) -> None:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return
         if frame not in self._stack or self._thread.get("of") != get_ident():
             return  # not counted, or an earlier hook raised before `_enter`
@@ -165,8 +169,25 @@ class Hooks:
             if frame.leaf and output is not None:
                 self._record(frame.name, kind(module), output, frame.flatness)
         finally:
+            if self._paused:
+                self._resume()
             if not self._stack:
                 self._unwatch()
+
+    def _pause(self, module: nn.Module) -> None:
+        """In torch's own layers the watch would see nothing, and each look costs 10 µs."""
+        if len(module._forward_pre_hooks) + len(module._forward_hooks) > 2:  # others' may do
+            return
+        top = _pop_torch_function_stack()
+        if top is self._watch:
+            self._paused = True
+            self.channels_first = CHANNELS_FIRST.get(type(module), self.channels_first)
+        else:
+            _push_on_torch_function_stack(top)
+
+    def _resume(self) -> None:
+        self._paused = False
+        _push_on_torch_function_stack(self._watch)
 
     def activation(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Run a functional activation; its module, if it has one of its own, makes the record."""
@@ -174,7 +195,8 @@ class Hooks:
         z = args[0] if args else kwargs.get("input")
         if frame is None or not has_values(z):
             return function(*args, **kwargs)
-        flatness = self._flatness(function, args, kwargs)  # now: it may work in place
+        # Now: it may work in place.
+        flatness = flatness_of(self.ledger, self._last, self.channels_first, function, args, kwargs)
         output = function(*args, **kwargs)
         if flatness.whole is not None:
             flatness = flatness._replace(result=weakref.ref(output))
@@ -184,35 +206,8 @@ class Hooks:
             self._record(frame.name, ACTIVATIONS[function], output, flatness)
         return output
 
-    def _flatness(self, function: Any, args: Any, kwargs: Any) -> Flatness:
-        given = args[0] if args else kwargs["input"]
-        if in_backward() or given.is_complex():
-            return NOT_FLAT
-        with Quiet():
-            args = tuple(plain(a) if isinstance(a, Tensor) else a for a in args)
-            kwargs = {k: plain(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
-            activation = described(function, args, kwargs)
-            if activation is None:
-                return NOT_FLAT
-            z = argument(function, args, kwargs)
-            dimension = units_dimension(z.shape, self.channels_first)
-            cheap = self.ledger.mode == "hybrid" and z.numel() > SAMPLE and z.dim() > 1
-            cheap &= z is given and not z.is_complex() and not z.is_inference()
-            if cheap and activation.apply is not None:
-                last, row = self._last, None
-                if last is not None and last.drained == self.ledger.drained:
-                    known = last.tensor() is z and last.version == z._version
-                    row = last.row if known else None
-                if row is None:
-                    row = self.ledger.sample(z)
-                return Flatness(whole=self.ledger.activation(z, row, activation, dimension))
-            intervals = activation.intervals
-            return Flatness(
-                self.ledger.saturation(z, intervals), self.ledger.dead(z, intervals, dimension)
-            )
-
     def _record(self, layer: str, kind: str, output: Any, flatness: Flatness) -> None:
-        with Quiet():  # else each look at a tensor goes through the mode
+        with quiet(output):
             tensor = output if type(output) is Tensor else next(tensors(output), None)
             if tensor is None or not has_values(tensor):
                 return
@@ -239,7 +234,7 @@ class Hooks:
 
     def _follow(self, tensor: Tensor, box: list[Call]) -> None:
         """Wait for the gradient, on the tensor: modules' own hooks raise with in-place ones."""
-        self._tensor_handles.append(tensor.register_hook(Hook(self._gradient, self.step, box)))
+        self._removals.append(follow(tensor, Hook(self._gradient, self.step, box)))
 
     def _seen(self, tensor: Tensor, inner: Tensor, flatness: Flatness) -> Seen:
         """The moments of an output, which may be known by now."""
@@ -247,7 +242,7 @@ class Hooks:
         last = self._last
         if last is not None and last.tensor() is tensor and last.version == version:
             return last  # as from dropout that drops nothing
-        row: Tensor | None = None
+        sample: Sample | None = None
         if (
             flatness.whole is not None
             and flatness.result is not None
@@ -256,8 +251,8 @@ class Hooks:
             written = flatness.whole
         else:  # a layer, or a hook of the user's has replaced the output
             written = self.ledger.moments(inner)
-            row = self.ledger.last
-        seen = Seen(weakref.ref(tensor), version, written, row, self.ledger.drained, [])
+            sample = self.ledger.last
+        seen = Seen(weakref.ref(tensor), version, written, sample, self.ledger.drained, [])
         if not tensor.is_inference():
             self._last = seen
         return seen
@@ -265,7 +260,10 @@ class Hooks:
     def _gradient(self, step: Step, box: list[Call], gradient: Tensor) -> None:
         if step is not self.step:
             return
-        self.on_gradient()
+        task = torch._C._current_graph_task_id()
+        if task != self._backward:
+            self._backward = task
+            self.on_gradient(task)
         if step.again:
             for key, boxes in step.again.items():  # the calls computed again are the last ones
                 calls = step.without_graph[key]
@@ -274,7 +272,7 @@ class Hooks:
                 del calls[-len(boxes) :]
             step.again.clear()
         if box and has_values(gradient):
-            with Quiet():
+            with quiet(gradient):
                 written = self.ledger.moments(plain(gradient), sampled=True)
             for call in reversed(box):
                 call.gradient = written
@@ -294,5 +292,6 @@ class Hooks:
         self._stack.clear()
         self._thread.clear()
         watch, self._watch, self.outermost = self._watch, None, None
+        self._paused = False
         if watch is not None:
             leave(watch)

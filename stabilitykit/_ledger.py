@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
-from functools import partial
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from stabilitykit._flatness import Activation, Intervals, within
-from stabilitykit._reductions import (
-    double,
-    extreme,
-    finite,
-    reduce_activation,
-    reduce_ends,
-    reduce_moments,
-    reduce_units,
-    reduce_whole,
-    wide,
-)
-from stabilitykit._rows import Rows
-from stabilitykit._samples import SAMPLE, flattened, positions, real
+from stabilitykit._reductions import double, extreme, finite, reduce_moments, wide
+from stabilitykit._rows import CHUNK, Ends, Flat, Reduced, Rows, Samples
+from stabilitykit._samples import SAMPLE, copy_entries, flattened, positions, real
 
 MODES = ("sampled", "hybrid", "exact")
 KNOWN = 256  # convention: shapes whose plans are kept, 2 MiB; sequences may have ever new lengths
-ONE = (1,)
 
 
 class Moments(NamedTuple):
@@ -37,6 +25,13 @@ class Moments(NamedTuple):
     std: float
     rms: float
     nonfinite: int
+
+
+class Sample(NamedTuple):
+    """Entries that were written down, valid as long as `Ledger.drained` is the same."""
+
+    rows: Samples
+    row: Tensor
 
 
 class Written(NamedTuple):
@@ -59,13 +54,13 @@ class _Plan(NamedTuple):
     Attributes:
         rows: where.
         size: their number of entries, as the shape of a flat view; None where there is none.
-        places: which entries are sampled; None when all are.
+        places: which entries are sampled.
         wide: the dtype of the sum of all entries; None where it is not needed.
     """
 
-    rows: Rows
+    rows: Samples
     size: tuple[int] | None
-    places: Any
+    places: Tensor
     wide: torch.dtype | None
 
 
@@ -78,7 +73,7 @@ class Ledger:
 
     def __init__(self, mode: str) -> None:
         self.mode = mode
-        self.last: Tensor | None = None  # the sample that was taken last
+        self.last: Sample | None = None  # that was taken last
         self.drained = 0  # how often rows were given back, whose samples are then gone
         self.release()
 
@@ -88,11 +83,13 @@ class Ledger:
         self.drained += 1
         for rows in self._rows.values():
             rows.reset()
-        if len(self._plans) > KNOWN or len(self._positions) > KNOWN:
+        if len(self._plans) > KNOWN or len(self._places) > KNOWN:
             self._forget()
-        self._reduced: list[tuple[list[int], Tensor]] = []
+        for ends in self._ends.values():
+            ends.reset()
+        self._reduced: Reduced = []
         self._slots = 0
-        self._results: dict[int, tuple[float, ...]] = {}
+        self._results: dict[int, list[float]] = {}
 
     def release(self) -> None:
         """Forget everything."""
@@ -101,8 +98,9 @@ class Ledger:
 
     def _forget(self) -> None:
         self._rows: dict[Hashable, Rows] = {}
+        self._ends: dict[Hashable, Ends] = {}
         self._plans: dict[Hashable, _Plan] = {}
-        self._positions: dict[Hashable, Any] = {}
+        self._places: dict[Hashable, Tensor] = {}
 
     def moments(self, tensor: Tensor, sampled: bool = False) -> Written:
         """Mean, std, rms and how many entries are not finite.
@@ -117,62 +115,46 @@ class Ledger:
         if tensor.is_complex():
             tensor = real(tensor)
         if self.mode == "exact":
-            flat = flattened(tensor)
-            whole = double(tensor.reshape(-1) if flat is None else flat)
-            return Written(numel, self.write(reduce_moments(whole[None]))[0])
+            return Written(numel, self.write(reduce_moments(double(tensor.reshape(1, -1))))[0])
         key = (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, sampled)
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = self._plan(tensor, sampled)
-        entries = tensor if plan.size is None else tensor.as_strided(plan.size, ONE)
-        slot, row = self.take(plan.rows)
-        total = -1
+        flat = None if plan.size is None else tensor.as_strided(plan.size, (1,))
+        slot, (row, total) = self.take(plan.rows)
         if plan.wide is not None:
             # The sum is the cheapest pass that meets every nan and infinity; isfinite and aminmax
             # take 3 to 20 times as long on a CPU. It also brings the tensor into the cache.
-            total = slot
-            torch.sum(entries, tuple(range(entries.dim())), dtype=plan.wide, out=row[1])
-        self.last = row[0]
-        if plan.size is None:
-            row[0].copy_(tensor[plan.places])
-        elif plan.places is None:
-            row[0].copy_(entries)
-        else:
-            torch.index_select(entries, 0, plan.places, out=row[0])
-        return Written(numel, slot, total)
+            whole = tensor if flat is None else flat
+            torch.sum(whole, tuple(range(whole.dim())), dtype=plan.wide, out=total)
+        copy_entries(tensor, flat, plan.places, row)
+        self.last = Sample(plan.rows, row)
+        return Written(numel, slot, -1 if plan.wide is None else slot)
 
     def _plan(self, tensor: Tensor, sampled: bool) -> _Plan:
-        whole, flat = tensor.numel(), flattened(tensor)
-        column = ((min(SAMPLE, whole),), tensor.dtype)
-        size = None if flat is None else (whole,)
-        places = None if flat is not None and whole <= SAMPLE else self._places(tensor, flat)
-        if whole <= SAMPLE or sampled or self.mode != "hybrid":
-            rows = self.rows("moments", reduce_moments, tensor.device, column)
-            return _Plan(rows, size, places, None)
-        total = ((), wide(tensor.dtype))
-        rows = self.rows("whole", reduce_whole, tensor.device, column, total)
-        return _Plan(rows, size, places, total[1])
+        whole = tensor.numel()
+        rows = self._rows_of(Samples, min(SAMPLE, whole), tensor.dtype, tensor.device)
+        summed = whole > SAMPLE and not sampled and self.mode == "hybrid"
+        size = None if flattened(tensor) is None else (whole,)
+        return _Plan(rows, size, self.places(tensor), wide(tensor.dtype) if summed else None)
 
-    def activation(self, z: Tensor, row: Tensor, f: Activation, dimension: int) -> Written:
+    def activation(self, z: Tensor, sample: Sample | None, f: Activation, units: int) -> Written:
         """All of f(z) from the sample of z and the ends of its range, without a pass over f(z).
 
         Args:
             z: what the activation gets, of two dimensions at least.
-            row: its sample.
+            sample: of z, since which no row was given back; None where there is none yet.
             f: called again on samples when these are reduced.
-            dimension: of the units.
+            units: the dimension of units.
         """
-        assert f.apply is not None
-        reduce = partial(reduce_activation, f.apply, f.intervals)
-        rows = self.rows(("activation", f), reduce, z.device, (row.shape, z.dtype))
-        slot, (place,) = self.take(rows)
-        place.copy_(row)
-        reduce_both = partial(reduce_ends, f.apply, f.intervals)
-        columns = (((z.shape[dimension],), z.dtype),) * (1 + f.both)
-        ends, places = self.take(self.rows(("ends", f), reduce_both, z.device, *columns))
-        extreme(torch.amax, z, dimension, places[0])
-        if f.both:
-            extreme(torch.amin, z, dimension, places[1])
+        if sample is None:
+            self.moments(z, sampled=True)
+            sample = self.last
+        assert sample is not None
+        slot, ends = self._slots, self._slots + 1
+        self._slots += 2
+        sample.rows.passed(f, sample.row, slot)
+        self._add(ends, z, f.intervals, f.apply, units, f.both)
         return Written(z.numel(), slot, ends)
 
     def saturation(self, z: Tensor, intervals: Intervals) -> int:
@@ -182,66 +164,49 @@ class Ledger:
         if self.mode == "exact":
             whole = double(z.reshape(-1))
             return self.write(within(whole, whole, intervals).double().mean().view(1, 1))[0]
-        row = self.sample(z)
-        slot, (place,) = self.take(self._units(intervals, z.device, (row.shape, z.dtype)))
-        place.copy_(row)
+        places = self.places(z)
+        slot, row = self.take(self._rows_of(Flat, len(places), z.dtype, z.device, intervals))
+        copy_entries(z, flattened(z), places, row)
         return slot
 
     def dead(self, z: Tensor, intervals: Intervals, dimension: int) -> int:
         """Share of units, along the dimension, that lie within one interval for the whole batch."""
         if not z.numel() or self.mode == "sampled":
             return -1
-        z = z if z.dim() else z.view(1)
-        wanted: list[Any] = [torch.amax]
-        if z.dim() > 1 and any(start > -math.inf for start, _ in intervals):
-            wanted.insert(0, torch.amin)
-        columns = [((z.shape[dimension],), z.dtype)] * len(wanted)
-        slot, places = self.take(self._units(intervals, z.device, *columns))
-        for place, which in zip(places, wanted, strict=True):
-            extreme(which, z, dimension, place)
+        slot, self._slots = self._slots, self._slots + 1
+        both = z.dim() > 1 and any(start > -math.inf for start, _ in intervals)
+        self._add(slot, z if z.dim() else z.view(1), intervals, None, dimension, both)
         return slot
 
-    def sample(
-        self, tensor: Tensor, flat: Tensor | None = None, out: Tensor | None = None
-    ) -> Tensor:
-        """A copy of at most 1,024 entries, spread over the tensor."""
-        if flat is None:
-            flat = flattened(tensor)
-        places = self._places(tensor, flat)
-        if flat is None:
-            entries = real(tensor)[places]
-            return entries if out is None else out.copy_(entries)
-        if flat.numel() <= SAMPLE:
-            return flat.clone() if out is None else out.copy_(flat)
-        return torch.index_select(flat, 0, places, out=out)
+    def _add(
+        self, slot: int, z: Tensor, intervals: Intervals, apply: Any, dimension: int, both: bool
+    ) -> None:
+        """Write down the ends of units' ranges."""
+        key = intervals, apply, both, z.dtype, z.device
+        ends = self._ends.get(key)
+        if ends is None:
+            ends = self._ends[key] = Ends(intervals, apply)
+        elif ends.units > CHUNK * SAMPLE:
+            self._reduced += ends.drain()
+        high = extreme(torch.amax, z, dimension)
+        ends.add(slot, (high, extreme(torch.amin, z, dimension)) if both else (high,))
 
-    def _places(self, tensor: Tensor, flat: Tensor | None) -> Any:
-        """Of the sample: in the flat view, or in the tensor when there is none."""
-        whole = real(tensor) if flat is None else flat
-        key = (whole.shape, whole.device, flat is None)
-        if key not in self._positions:
-            spread = positions(whole.numel(), whole.device)
-            places = spread if flat is not None else torch.unravel_index(spread, whole.shape)
-            self._positions[key] = places
-        return self._positions[key]
+    def places(self, tensor: Tensor) -> Tensor:
+        """Of the at most 1,024 entries that stand for all."""
+        key = tensor.numel(), tensor.device
+        if key not in self._places:
+            self._places[key] = positions(*key)
+        return self._places[key]
 
-    def rows(
-        self,
-        kind: Hashable,
-        reduce: Callable[..., Tensor],
-        device: torch.device,
-        *columns: tuple[tuple[int, ...], torch.dtype],
-    ) -> Rows:
-        """Rows for numbers of one kind, which stands for all that `reduce` depends on."""
-        key = (kind, device, columns)
+    def _rows_of(
+        self, kind: Any, size: int, dtype: torch.dtype, device: torch.device, *options: Any
+    ) -> Any:
+        key = kind, size, dtype, device, *options
         if key not in self._rows:
-            self._rows[key] = Rows(reduce, columns, device)
+            self._rows[key] = kind(*options, size, dtype, device)
         return self._rows[key]
 
-    def _units(self, intervals: Intervals, device: torch.device, *columns: Any) -> Rows:
-        return self.rows(("units", intervals), partial(reduce_units, intervals), device, *columns)
-
-    def take(self, rows: Rows) -> tuple[int, tuple[Tensor, ...]]:
+    def take(self, rows: Rows) -> tuple[int, Any]:
         """A new slot, and what is to be written for it."""
         slot, self._slots = self._slots, self._slots + 1
         row = rows.take(slot)
@@ -249,7 +214,7 @@ class Ledger:
             self._reduced += rows.drain()
             self.drained += 1
             row = rows.take(slot)
-        return slot, row  # type: ignore[return-value]
+        return slot, row
 
     def write(self, values: Tensor) -> list[int]:
         """Slots for numbers that are reduced already, [rows, numbers]."""
@@ -260,8 +225,9 @@ class Ledger:
 
     def read(self) -> None:
         """Fetch everything that was written, in one transfer."""
-        for rows in self._rows.values():
-            self._reduced += rows.drain()
+        kept: list[Rows | Ends] = [*self._rows.values(), *self._ends.values()]
+        for waiting in kept:
+            self._reduced += waiting.drain()
         if not self._reduced:
             return
         device = self._reduced[0][1].device
@@ -271,14 +237,14 @@ class Ledger:
         for slots, values in self._reduced:
             width = values.shape[1]
             for slot in slots:
-                self._results[slot] = tuple(numbers[start : start + width])
+                self._results[slot] = numbers[start : start + width]
                 start += width
         self._reduced = []
 
     def value(self, slot: int) -> float | None:
         return self._results[slot][0] if slot >= 0 else None
 
-    def values(self, slot: int) -> tuple[float, ...]:
+    def values(self, slot: int) -> list[float]:
         return self._results[slot]
 
     def read_moments(self, written: Written) -> Moments:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import operator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch._C import _functorch
 
 from stabilitykit._ledger import Ledger, Written, fetch
 from stabilitykit._records import ParameterRecord
-from stabilitykit._reductions import reduce_update, wide
-from stabilitykit._samples import SAMPLE, flattened, has_values, real
+from stabilitykit._reductions import euclidean, reduce_update, square_and_nonfinite, wide
+from stabilitykit._samples import SAMPLE, copy_entries, flattened, has_values, real
 from stabilitykit._sharded import PLAIN, local
 
 # Convention: an rms between which the squares of entries are in float32's range, and normal, since
@@ -28,10 +29,9 @@ class _Seen:
     weight: Tensor  # this process's part of it
     groups: tuple[Any, ...]  # the process groups over which a sharded parameter is spread
     pointer: int  # to its values, which no longer stand there when another tensor was put in
-    numel: int
     flat: Tensor | None
-    before: Tensor  # its (sampled) values before the step, and after it
-    after: Tensor
+    before: Tensor = field(init=False)  # its (sampled) values before the step, and after it
+    after: Tensor = field(init=False)
     gradient: Tensor | None = None
     norm: int = -1  # slot of the gradient's norm, or of its moments
     double: bool = False  # whether its squares were summed in float64
@@ -52,6 +52,7 @@ class ParameterMeter:
         self.ledger = ledger
         self.seen: list[_Seen] = []
         self._known: list[_Seen] = []  # as they were seen in the step before
+        self._tree: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []  # in which they are
         self._samples: list[tuple[list[_Seen], Tensor, Tensor]] = []  # all of one kind, by rows
         self._rms: dict[str, float] = {}  # of the gradients, in the step before
 
@@ -61,77 +62,79 @@ class ParameterMeter:
             seen.gradient, seen.norm, seen.updated = None, -1, False
         self.seen = []
         if self.ledger.mode == "exact":  # whose copies are as large as the model
-            self._known, self._samples = [], []
+            self._known, self._samples, self._tree = [], [], []
 
     def release(self) -> None:
         """Forget everything."""
         self.clear()
-        self._known, self._samples = [], []
+        self._known, self._samples, self._tree = [], [], []
 
     @torch.no_grad()
     def before(self) -> None:
         """Write down weights and gradients, and keep a copy of the (sampled) weights."""
         self.clear()
-        found: list[tuple[str, Tensor]] = [
-            (name, parameter)
-            for name, parameter in self.model.named_parameters()
-            if has_values(parameter)
-            and not isinstance(parameter, nn.UninitializedParameter)
-            and not _functorch.is_functorch_wrapped_tensor(parameter)  # put in for one call
-        ]
-        if not self._still(found):
-            self._place(found)
+        if not self._still():
+            self._place()
         self.seen = self._known
         self._copy(self.seen, [seen.before for seen in self.seen])
         self._gradients()
 
-    def _still(self, found: list[tuple[str, Tensor]]) -> bool:
-        """Whether all parameters are where they were, as views and buffers assume."""
-        return len(found) == len(self._known) and all(
-            parameter is seen.parameter
-            and name == seen.name
-            and type(parameter) in PLAIN
-            and parameter.data_ptr() == seen.pointer
-            and parameter.shape == seen.weight.shape
-            and parameter.stride() == seen.weight.stride()
-            for (name, parameter), seen in zip(found, self._known, strict=True)
+    def _still(self) -> bool:
+        """Whether all parameters are where they were, as buffers assume."""
+        return (
+            bool(self._tree)
+            and all(
+                _same(module._parameters, parameters) and _same(module._modules, modules)
+                for module, parameters, modules in self._tree
+            )
+            and all(
+                seen.parameter.data_ptr() == seen.pointer
+                and seen.parameter.shape == seen.weight.shape
+                and seen.parameter.stride() == seen.weight.stride()
+                for seen in self._known
+            )
         )
 
-    def _place(self, found: list[tuple[str, Tensor]]) -> None:
+    def _place(self) -> None:
         """Find every parameter's values, and make room for them twice."""
-        kinds: dict[Any, list[tuple[Any, ...]]] = {}
-        for name, parameter in found:
+        exact, modules = self.ledger.mode == "exact", list(self.model.modules())
+        self._tree = [(m, dict(m._parameters), dict(m._modules)) for m in modules]
+        self._known, self._samples = [], []
+        kinds: dict[Any, list[_Seen]] = {}
+        for name, parameter in self.model.named_parameters():
+            unready = isinstance(parameter, nn.UninitializedParameter)
+            wrapped = _functorch.is_functorch_wrapped_tensor(parameter)  # put in for one call
+            usual = type(parameter) in PLAIN
+            if not usual or parameter.is_complex() or unready or wrapped:
+                self._tree = []  # these are looked up each time
+            if not has_values(parameter) or unready or wrapped:
+                continue
             weight, groups = local(parameter)
-            flat, exact = flattened(weight), self.ledger.mode == "exact"
-            whole = real(weight) if flat is None else flat
-            size = whole.numel() if exact else min(SAMPLE, whole.numel())
-            pointer = parameter.data_ptr() if type(parameter) in PLAIN else 0
-            kind = weight.dtype, whole.dtype, weight.device, size
-            place = name, parameter, weight, groups, pointer, whole.numel(), flat
-            kinds.setdefault(kind, []).append(place)
-        by_name: dict[str, _Seen] = {}
-        self._samples = []
-        for (_, dtype, device, size), places in kinds.items():
+            weight = real(weight)
+            pointer = parameter.data_ptr() if usual else 0
+            seen = _Seen(name, parameter, weight, groups, pointer, flattened(weight))
+            self._known.append(seen)
+            width = weight.numel() if exact else _width(min(SAMPLE, weight.numel()))
+            kinds.setdefault((weight.dtype, weight.device, width), []).append(seen)
+        for (dtype, device, width), group in kinds.items():
             with torch.inference_mode(False):  # else they could be written in that mode alone
-                before, after = torch.zeros((2, len(places), size), dtype=dtype, device=device)
-            group = [
-                _Seen(*place, *rows)
-                for place, *rows in zip(places, before.unbind(), after.unbind(), strict=True)
-            ]
-            by_name |= {seen.name: seen for seen in group}
+                rows = torch.zeros((2, len(group), width), dtype=dtype, device=device)
+            for index, seen in enumerate(group):
+                pair, numel = rows[:, index], seen.weight.numel()
+                if exact or numel <= SAMPLE:
+                    pair = pair[:, :numel].view(2, *seen.weight.shape)
+                seen.before, seen.after = pair
+            before, after = rows
             self._samples.append((group, before, after))
-        self._known = [by_name[name] for name, _ in found]
 
     def _copy(self, seen: list[_Seen], rows: list[Tensor]) -> None:
         """Write down the (sampled) weights: a pass over all would cost as much as the optimiser."""
         small = {}
         for one, row in zip(seen, rows, strict=True):
-            if self.ledger.mode == "exact":
-                row.copy_(real(one.weight).reshape(-1))
-            elif one.flat is None or one.numel > SAMPLE:
-                self.ledger.sample(one.weight, one.flat, row)
+            if row.shape == one.weight.shape:
+                small[row] = one.weight
             else:
-                small[row] = one.flat
+                copy_entries(one.weight, one.flat, self.ledger.places(one.weight), row)
         if small:
             torch._foreach_copy_(list(small), list(small.values()))
 
@@ -148,7 +151,7 @@ class ParameterMeter:
         for seen in updated:
             seen.updated = True
             if seen.pointer and seen.parameter.data_ptr() != seen.pointer:  # as after p.data = …
-                seen.weight = seen.parameter.detach()
+                seen.weight = real(seen.parameter.detach())
                 seen.flat = flattened(seen.weight)
         self._copy(updated, [seen.after for seen in updated])
 
@@ -167,7 +170,8 @@ class ParameterMeter:
             gradient = seen.parameter.grad
             if gradient is None:
                 continue
-            gradient, _ = local(gradient)
+            if type(gradient) not in PLAIN:
+                gradient, _ = local(gradient)
             if gradient.is_sparse:  # entries at the same place are summed
                 gradient = gradient.coalesce().values()
             if type(gradient) not in PLAIN and not has_values(gradient):
@@ -176,7 +180,7 @@ class ParameterMeter:
             if self.ledger.mode == "sampled":
                 seen.norm = self.ledger.moments(real(gradient)).slot
             elif self.ledger.mode == "exact":
-                (seen.norm,) = self.ledger.write(_square_and_nonfinite(gradient)[None])
+                (seen.norm,) = self.ledger.write(square_and_nonfinite(gradient)[None])
             elif self.ledger.mode == "hybrid" and gradient.numel():
                 known = _SMALL < self._rms.get(seen.name, 0.0) < _LARGE
                 seen.double = not known and gradient.device.type != "mps"
@@ -185,7 +189,7 @@ class ParameterMeter:
         for (dtype, device, precise), group in together.items():
             gradients = [real(seen.gradient) for seen in group if seen.gradient is not None]
             if dtype == torch.float32 and not precise:
-                norms = _norms(gradients, device)
+                norms = euclidean(gradients, device)
             else:
                 wider = torch.float64 if precise else wide(gradients[0].dtype)
                 norms = torch.stack([torch.linalg.vector_norm(g, dtype=wider) for g in gradients])
@@ -217,7 +221,7 @@ class ParameterMeter:
                 found.append((norm * norm, 0))
                 continue
             # Out of float32's range since the step before, or not finite: worth a second look.
-            doubtful[index] = _square_and_nonfinite(gradient)
+            doubtful[index] = square_and_nonfinite(gradient)
             found.append((0.0, 0))
         if doubtful:
             device = next(iter(doubtful.values())).device
@@ -240,8 +244,10 @@ class ParameterMeter:
             wrong = 0
             if not math.isfinite(start):  # worth a second look, at the sample that is still there
                 (share,) = fetch(seen.before.isfinite().logical_not().float().mean()[None])
-                wrong = round(share * seen.numel)
-            scale = seen.numel / max(1, len(seen.before))  # a sample stands for all of its shard
+                wrong = round(share * seen.weight.numel())
+            scale = seen.weight.numel() / max(
+                1, seen.before.numel()
+            )  # a sample stands for all of its shard
             weight = math.nan if wrong else scale * start**2
             moved = scale * moved**2 if seen.updated else 0.0
             rows.append([weight, wrong, square, bad, moved, scale * start**2])
@@ -251,21 +257,13 @@ class ParameterMeter:
         return [_record(step, seen, row) for seen, row in kept]
 
 
-def _norms(gradients: list[Tensor], device: torch.device) -> Tensor:
-    """The Euclidean norm of each, in float32."""
-    flats = [flattened(gradient) for gradient in gradients]
-    if device.type == "cpu" and all(flat is not None for flat in flats):
-        # Two thirds of the time of a norm, and a fiftieth of its rounding at 16 million entries.
-        return torch.stack([torch.dot(f, f) for f in flats]).sqrt_()  # type: ignore[arg-type]
-    return torch.stack(torch._foreach_norm(gradients))  # as in clip_grad_norm_
+def _same(now: dict[str, Any], known: dict[str, Any]) -> bool:
+    return now.keys() == known.keys() and all(map(operator.is_, now.values(), known.values()))
 
 
-def _square_and_nonfinite(gradient: Tensor) -> Tensor:
-    """The sum of squares in float64, and how many entries are not finite."""
-    whole = gradient.detach().flatten()
-    wider = torch.promote_types(whole.dtype, torch.double)
-    square = torch.linalg.vector_norm(whole, dtype=wider).square().double()
-    return torch.stack([square, whole.isfinite().logical_not().sum().double()])
+def _width(size: int) -> int:
+    """Of a row: sizes that differ little are reduced together, the rest of a row being 0."""
+    return 4 ** ((size - 1).bit_length() + 1 >> 1) if size else 0
 
 
 def _record(step: int, seen: _Seen, row: list[float]) -> ParameterRecord:

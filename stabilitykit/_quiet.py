@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch, _len_torch_dispatch_stack
+from torch._C import _functorch, _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from stabilitykit._samples import has_values
 from stabilitykit._sharded import PLAIN, local
+
+_NOTHING = nullcontext()
 
 
 def in_backward() -> bool:
@@ -32,6 +35,28 @@ def plain(tensor: Tensor) -> Tensor:
     while _functorch.is_functorch_wrapped_tensor(tensor):
         tensor = _functorch.get_unwrapped(tensor)
     return local(tensor)[0]
+
+
+def quiet(tensor: Any) -> AbstractContextManager[None]:
+    """`Quiet`, or as much of it as is needed for a look at this tensor."""
+    if (
+        type(tensor) not in PLAIN
+        or _len_torch_function_stack()
+        or _len_torch_dispatch_stack()
+        or transforming()
+    ):
+        return Quiet()
+    return _WithoutGrad() if torch.is_grad_enabled() else _NOTHING
+
+
+class _WithoutGrad:
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        torch._C._set_grad_enabled(False)
+
+    def __exit__(self, *error: Any) -> None:
+        torch._C._set_grad_enabled(True)
 
 
 class Quiet:

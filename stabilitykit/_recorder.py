@@ -43,7 +43,6 @@ class Recorder:
         self.step = 0
         self._running = False
         self._handles: list[Any] = []
-        self._backward = -1  # autograd's number of the last backward pass
         self._scale: int | None = None
         self._unused = False  # whether a step began and no call of the model was in it
         self._gradients = 0
@@ -141,11 +140,7 @@ class Recorder:
             self.step += 1
             self._begin()
 
-    def _on_gradient(self) -> None:
-        task = torch._C._current_graph_task_id()
-        if task == self._backward:
-            return
-        self._backward = task
+    def _on_gradient(self, task: int) -> None:
         if self.scaler is not None:
             self._write_scale()
         if self.optimizer is None and task != -1:
@@ -169,7 +164,6 @@ class Recorder:
         self.ledger.clear()
         self.meter.clear()
         self._scale = None
-        self._backward = -1
         self._updating = False
 
     def _close(self, collective: bool = True) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stabilitykit._flatness import ACTIVATIONS, LAYOUTS
@@ -21,6 +24,20 @@ class Hook(partial):  # type: ignore[type-arg]
 
     def __reduce__(self) -> Any:
         return getattr, (nullcontext(), "__exit__")
+
+
+def follow(tensor: Tensor, hook: Hook) -> Callable[[], Any]:
+    """Call the hook with the tensor's gradient; what it returns takes it off."""
+    if type(tensor) is not Tensor:
+        return tensor.register_hook(hook).remove  # type: ignore[no-any-return]
+    # What `register_hook` does, without a handle for each, which costs as much again.
+    hooks = tensor._backward_hooks
+    if hooks is None:
+        hooks = tensor._backward_hooks = OrderedDict()
+        if tensor.grad_fn is not None:
+            tensor.grad_fn._register_hook_dict(tensor)  # type: ignore[attr-defined]
+    hooks[id(hook)] = hook
+    return partial(hooks.pop, id(hook), None)
 
 
 class Watch(TorchFunctionMode):

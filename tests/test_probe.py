@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import stabilitykit as sk
 from stabilitykit import _flatness, _ledger, _parameters, _quiet
+from stabilitykit._samples import positions
 
 
 class Net(nn.Module):
@@ -178,7 +179,7 @@ def test_samples_agree_with_the_whole(mode):
 
 
 def test_positions_meet_every_row_and_column():
-    places = _ledger.positions(512 * 512, torch.device("cpu"))
+    places = positions(512 * 512, torch.device("cpu"))
     assert len(places.unique()) == 1024
     for part in (places // 512, places % 512):  # 1,024 places among 16 equal parts of 64 each
         counts = torch.bincount(part // 32, minlength=16)
@@ -484,7 +485,7 @@ def test_ever_new_lengths_do_not_fill_the_memory(monkeypatch):
             x = torch.randn(2, length, 64)
             model(x).sum().backward()
             ledger = probe._recorder.ledger
-            kept.append(len(ledger._plans) + len(ledger._positions))
+            kept.append(len(ledger._plans) + len(ledger._places))
             assert probe.records[-2].rms == pytest.approx(rms(model[0](x)), rel=0.15)
     assert max(kept) < 40
 

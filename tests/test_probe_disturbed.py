@@ -1,5 +1,6 @@
 """What happens to a watched model between and within its steps leaves the probe right."""
 
+import contextlib
 import copy
 import io
 import pickle
@@ -363,3 +364,113 @@ def test_asking_for_records_in_the_middle_of_a_pass_does_not_end_the_step(where)
     assert asked == [0, 3]
     assert layers(probe) == [LAYERS, LAYERS]
     assert all(r.grad_rms > 0 for r in probe.records)
+
+
+class Hinged(nn.Linear):
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+def test_activations_within_layers_of_torch_are_seen_wherever_somebody_puts_them():
+    """In torch's own layers nothing is looked for, unless something was added to them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(4)), Hinged(6, 6), nn.Linear(6, 6))
+    model[0].register_forward_hook(lambda module, args, output: torch.tanh(output))
+    model[1].register_forward_pre_hook(lambda module, args: torch.sigmoid(args[0]))
+    model[2].forward = lambda x: torch.selu(x)
+    expected = [("0", "tanh"), ("0", "linear"), ("", "sigmoid"), ("1", "linear"), ("2", "selu")]
+    expected += [("2", "linear"), ("3", "linear"), ("4", "relu"), ("4", "hinged"), ("5", "linear")]
+    with sk.Probe(model) as probe, sk.Probe(model) as other:
+        model(torch.randn(8, 6)).sum().backward()
+    for each in (probe, other):
+        assert [(r.layer, r.kind) for r in each.records] == expected
+        assert all(r.grad_rms is not None for r in each.records)
+
+
+class Telling(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+class Told(Net):
+    """Has a mode of its own on while its first layer runs."""
+
+    def forward(self, x):
+        with Telling() as self.telling:
+            h = self.first(x)
+        return self.last(torch.tanh(h))
+
+
+def test_modes_within_and_around_a_model_see_what_they_would():
+    torch.manual_seed(0)
+    model, before = Told(), modes()
+    with Telling() as around, sk.Probe(model) as probe:
+        model(torch.randn(8, 6)).sum().backward()
+    assert modes() == before
+    assert model.telling.seen.count(nn.functional.linear) == 1
+    assert around.seen.count(nn.functional.linear) == 2
+    assert [r.layer for r in probe.records] == LAYERS
+
+
+class Stopping(TorchFunctionMode):
+    """Interrupts the first product, as Ctrl-C in the middle of a layer would."""
+
+    def __init__(self):
+        super().__init__()
+        self.left = 1
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is nn.functional.linear and self.left:
+            self.left = 0
+            raise KeyboardInterrupt
+        return func(*args, **(kwargs or {}))
+
+
+class Obstinate(Net):
+    def forward(self, x):
+        with contextlib.suppress(KeyboardInterrupt):
+            self.first(x)
+        return super().forward(x)
+
+
+def test_a_model_that_goes_on_after_an_interrupt_within_a_layer_of_torch():
+    torch.manual_seed(0)
+    model, before = Obstinate(), modes()
+    with Stopping(), sk.Probe(model) as probe:
+        for _ in range(2):
+            model(torch.randn(8, 6)).sum().backward()
+    assert modes() == before
+    kinds = [[r.kind for r in probe.records if r.step == step] for step in (0, 1)]
+    assert kinds == [["linear", "tanh", "linear"], ["linear", "linear", "tanh", "linear"]]
+
+
+def test_a_hook_of_the_users_on_an_output_comes_and_goes_beside_the_probes():
+    model, seen = net(), []
+
+    def watch(module, args, output):
+        handles.append(output.register_hook(seen.append))
+
+    for before in (True, False):
+        handles = []
+        probe = sk.Probe(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        if before:
+            handle = model.first.register_forward_hook(watch)
+        with probe:
+            if not before:
+                handle = model.first.register_forward_hook(watch)
+            for _ in range(2):
+                model(torch.randn(8, 6)).sum().backward()
+                probe._recorder.optimizer.step()
+        handle.remove()
+        assert len(seen) == 2
+        for number, gradient in enumerate(seen):
+            record = next(r for r in probe.records if (r.step, r.layer) == (number, "first"))
+            assert record.grad_rms == pytest.approx(gradient.square().mean().sqrt().item())
+        for each in handles:
+            each.remove()
+        seen.clear()

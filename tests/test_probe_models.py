@@ -423,7 +423,8 @@ def test_channels_last_and_other_strides_are_not_copied():
     for a, b in zip(plain, other, strict=True):
         assert (a.shape, a.dead) == (b.shape, b.dead)
         assert (a.mean, a.rms, a.grad_rms) == pytest.approx((b.mean, b.rms, b.grad_rms), rel=1e-4)
-    from stabilitykit._ledger import Ledger, flattened
+    from stabilitykit._ledger import Ledger
+    from stabilitykit._samples import flattened
 
     big = torch.randn(8, 64, 32, 32).to(memory_format=torch.channels_last)
     assert flattened(big).data_ptr() == big.data_ptr()
