@@ -29,6 +29,18 @@ REPORT = {
 }
 
 
+def test_a_row_with_another_bare_step_says_so(tmp_path):
+    report = json.loads(json.dumps(REPORT))
+    for model, bare in zip(report["models"], (2.5, 1.25), strict=True):
+        row = ROW | {"method": "probe, hybrid, 2 threads", "ratio": 1.5, "bare_milliseconds": bare}
+        model["rows"].append(row)
+    path = tmp_path / "probe.json"
+    path.write_text(json.dumps(report))
+    text = costs_table(path)
+    assert "| probe, hybrid, 2 threads | 1.50 | 0.0 | 1.50 | 0.0 |" in text
+    assert "In the row “probe, hybrid, 2 threads” the bare step takes 2.5, 1.2 ms." in text
+
+
 def test_costs_are_those_of_the_report(tmp_path):
     path = tmp_path / "probe.json"
     path.write_text(json.dumps(REPORT))

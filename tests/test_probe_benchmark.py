@@ -1,6 +1,9 @@
 """The benchmark's methods train the same model and leave it as it was; its report is complete."""
 
+import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,8 +60,6 @@ def test_report(monkeypatch, tmp_path, capsys):
     arguments = ["probe", "--ours", "--rounds", "1", "--steps", "1", "--json", str(path)]
     monkeypatch.setattr(sys, "argv", arguments)
     status = benchmark.main()
-    import json
-
     report = json.loads(path.read_text())
     assert set(report["versions"]) >= {"stabilitykit", "torch", "python"}
     assert report["date"].startswith("20")
@@ -72,3 +73,33 @@ def test_report(monkeypatch, tmp_path, capsys):
     assert len(judged) == 6
     assert status == int(not all(row["within"] for row in judged))
     assert "probe, hybrid" in capsys.readouterr().out
+
+
+def test_peers_and_more_threads_are_measured_in_processes_of_their_own(monkeypatch, tmp_path):
+    asked = []
+
+    def run(command, **_):
+        options = dict(zip(command[3::2], command[4::2], strict=True))
+        asked.append((options["--only"], options["--threads"]))
+        bare = {"method": "bare", "milliseconds": 2.0}
+        row = {"method": options["--only"], "ratio": 1.5, "milliseconds": 3.0, "within": False}
+        row |= {"extra_peak_bytes": 0, "ratio_quartiles": [1.5, 1.5], "synchronisations": None}
+        report = json.dumps({"models": [{"rows": [bare, row]}]})
+        Path(options["--json"]).write_text(report)
+        return subprocess.CompletedProcess(command, 1)
+
+    path = tmp_path / "probe.json"
+    monkeypatch.setattr(benchmark, "MODELS", {"MLP 20×512": small})
+    hybrid, peer = "probe, hybrid", "wandb.watch, offline"
+    kept = {m: benchmark.METHODS[m] for m in ("bare", hybrid)}
+    monkeypatch.setattr(benchmark, "METHODS", kept | {peer: (benchmark.METHODS["bare"][0], "json")})
+    monkeypatch.setattr(benchmark.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    arguments = ["probe", "--rounds", "1", "--steps", "1", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    benchmark.main()
+    assert asked == [(hybrid, "4"), (peer, "1")]
+    rows = json.loads(path.read_text())["models"][0]["rows"]
+    assert [row["method"] for row in rows] == ["bare", hybrid, f"{hybrid}, 4 threads", peer]
+    assert rows[2]["bare_milliseconds"] == 2.0
+    assert "within" not in rows[2]

@@ -5,9 +5,11 @@ every method runs between two runs of the bare step) and the peak of memory abov
 with what the method keeps from step to step. "naive hooks" reads mean, std, norms and nan of every
 output, gradient and parameter with `.item()`. Each peer from a package runs in a process of its
 own, beside its own bare step: TorchLens leaves torch's functions replaced, which slows all that
-comes after it. Peers that are not installed are named and left out: `pip install -e .[bench]`
-brings them. On a GPU also the step's time and how often the host waits for the device. Run from the
-repository root:
+comes after it. Budgets are for one thread, so that a second core is there for whatever else the
+machine does. Where all cores share the model's products, the bare step is shorter and the hooks are
+not: a row of its own says what the probe costs then. Peers that are not installed are named and
+left out: `pip install -e .[bench]` brings them. On a GPU also the step's time and how often the
+host waits for the device. Run from the repository root:
 
     python -m scripts.benchmarks.probe --rounds 9 --json probe.json
 """
@@ -164,16 +166,26 @@ def measure(name: str, methods: list[str], rounds: int, steps: int, device: str)
     return {"model": name, "rows": rows}
 
 
-def apart(peer: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One peer's row, measured in a process of its own."""
+def apart(method: str, name: str, arguments: argparse.Namespace, threads: int) -> list[Any]:
+    """The bare step's row and one method's, measured in a process of their own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "row.json"
-        command = [sys.executable, "-m", "scripts.benchmarks.probe", "--only", peer]
-        command += ["--model", name, "--json", str(path)]
-        for option in ("rounds", "steps", "threads"):
+        command = [sys.executable, "-m", "scripts.benchmarks.probe", "--only", method]
+        command += ["--model", name, "--threads", str(threads), "--json", str(path)]
+        for option in ("rounds", "steps"):
             command += [f"--{option}", str(getattr(arguments, option))]
-        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-        return json.loads(path.read_text(encoding="utf-8"))["models"][0]["rows"][1]
+        # Exit status 1 is a budget that is missed, which the row says, too.
+        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode > 1:
+            raise SystemExit(f"{' '.join(command)} failed")
+        return json.loads(path.read_text(encoding="utf-8"))["models"][0]["rows"]
+
+
+def with_threads(name: str, arguments: argparse.Namespace, threads: int) -> dict[str, Any]:
+    """The probe where more cores share the model's products, and none its hooks."""
+    bare, row = apart("probe, hybrid", name, arguments, threads)
+    row = {key: value for key, value in row.items() if key not in ("budget", "within")}
+    row["method"] += f", {threads} threads"
+    return row | {"bare_milliseconds": bare["milliseconds"]}
 
 
 def show(report: dict[str, Any]) -> None:
@@ -253,8 +265,13 @@ def main() -> int:
         for name in MODELS
         if arguments.model in (None, name)
     ]
+    cores = os.cpu_count() or 1
+    more = device == "cpu" and cores > arguments.threads and not (arguments.ours or arguments.only)
     for model in report["models"]:
-        model["rows"] += [apart(m, model["model"], arguments) for m in left if m not in here]
+        name, rows = model["model"], model["rows"]
+        if more:
+            rows.append(with_threads(name, arguments, cores))
+        rows += [apart(m, name, arguments, arguments.threads)[1] for m in left if m not in here]
     show(report)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

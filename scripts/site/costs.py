@@ -27,12 +27,17 @@ def costs_table(measured: Path) -> str:
         for method, of in rows.items()
     ]
     bare = ", ".join(f"{model['rows'][0]['milliseconds']:.1f}" for model in models)
+    faster = [row for row in rows.values() if any("bare_milliseconds" in r for r in row.values())]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     said = (
         f"Median time of a step, as a multiple of the bare step's ({bare} ms). MiB: by how much "
         "the peak of the memory that torch allocates is higher than in the bare step; what other "
         "libraries allocate is not counted."
     )
+    for of in faster:
+        one = next(iter(of.values()))
+        times = ", ".join(f"{of[name]['bare_milliseconds']:.1f}" for name in names if name in of)
+        said += f" In the row “{one['method']}” the bare step takes {times} ms."
     return f"{table}\n\n{said} {_where(report)}\n"
 
 
