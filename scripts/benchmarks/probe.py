@@ -270,7 +270,8 @@ def main() -> int:
     for model in report["models"]:
         name, rows = model["model"], model["rows"]
         if more:
-            rows.append(with_threads(name, arguments, cores))
+            ours = sum(row["method"].startswith(("bare", "probe")) for row in rows)
+            rows.insert(ours, with_threads(name, arguments, cores))
         rows += [apart(m, name, arguments, arguments.threads)[1] for m in left if m not in here]
     show(report)
     if arguments.json:
