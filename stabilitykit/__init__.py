@@ -7,7 +7,7 @@ from stabilitykit.datasets import Digits, digits, polynomial_regression
 from stabilitykit.descent import Path, descend
 from stabilitykit.diagnosis import Diagnosis, Finding, diagnose
 from stabilitykit.gains import Gain, gain, gain_table, second_moment, slope_moment
-from stabilitykit.initialization import Initialized, initialize, lsuv
+from stabilitykit.initialization import Initialized, Scaled, initialize, lsuv
 from stabilitykit.meanfield import MeanField, critical_weight_var
 from stabilitykit.networks import MLP, Ensemble
 from stabilitykit.prediction import LayerPrediction, Prediction, predict
@@ -37,6 +37,7 @@ __all__ = [
     "Probe",
     "Record",
     "Root",
+    "Scaled",
     "SignalProfile",
     "critical_weight_var",
     "descend",

@@ -32,7 +32,12 @@ _PASSING = MOVES | _NORMS | {
     "rmul", "div", "truediv", "interpolate",
 }  # fmt: skip
 
-
+# Functions of one tensor that some write instead of an activation, or use as one.
+_BENDING = {
+    "clamp", "clip", "clamp_min", "clamp_max", "maximum", "minimum", "sin", "cos", "erf", "atan",
+    "arctan",
+}  # fmt: skip
+_MODULES = (*MODULES, nn.GLU)
 _IN_PLACE = {"iadd", "imul", "itruediv"}
 
 
@@ -67,11 +72,18 @@ class Found:
     blocks: int = 0
 
 
+def kept(model: nn.Module) -> set[int]:
+    """Ids of weights that are not to be drawn: frozen ones, and those of embeddings."""
+    frozen = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
+    embeddings = (nn.Embedding, nn.EmbeddingBag)
+    return frozen | {id(m.weight) for m in model.modules() if isinstance(m, embeddings)}
+
+
 def weights(model: nn.Module) -> dict[str, nn.Module]:
-    """Linear and convolutional layers that own their weight, each once."""
+    """Linear and convolutional layers that own a weight that is not frozen, each once."""
     modules = list(model.modules())
     attention = {id(m.out_proj) for m in modules if isinstance(m, nn.MultiheadAttention)}
-    taken = {id(m.weight) for m in modules if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+    taken = kept(model)
     owners = {
         name: module
         for name, module in model.named_modules()
@@ -125,11 +137,11 @@ class Follow(TorchFunctionMode):
             self.found.uses.setdefault(layer, Use(layer, reads=self._reads(given[0])))
             waiting = ended = frozenset([layer])
             normed, scale = False, 1.0
-        elif func in ACTIVATIONS:
+        elif waiting and (function := _bending(func, name, args, kwargs)) is not None:
             for key in waiting:
                 use = self.found.uses[key]
                 if use.function is None:
-                    use.activation, use.function = ACTIVATIONS[func], _plain(func, args, kwargs)
+                    use.activation, use.function = ACTIVATIONS.get(func, name), function
             waiting = frozenset()
         elif name not in _PASSING and name not in _IN_PLACE:
             waiting = ended = frozenset()
@@ -195,10 +207,44 @@ class Follow(TorchFunctionMode):
         return float(dense.double().square().mean()) ** 0.5
 
 
+def _bending(func: Any, name: str, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor] | None:
+    """What this call does to a tensor if it is an activation, or as good as one."""
+    if func in ACTIVATIONS:
+        return _plain(func, args, kwargs)
+    if name == "rrelu":
+        return _random_slopes(
+            *args[1:3], **{k: kwargs[k] for k in ("lower", "upper") if k in kwargs}
+        )
+    if name == "glu":
+        return _gated()
+    if name not in _BENDING:
+        return None
+    if name in ("maximum", "minimum") and len(args) == 2:
+        args = sorted(args, key=torch.numel, reverse=True)
+    bounds = {k: v for k, v in kwargs.items() if k != "input"}
+    if any(t.numel() > 1 for t in tensors((args[1:], bounds))):
+        return None
+    rest = [t.detach().double().cpu() if isinstance(t, Tensor) else t for t in args[1:]]
+    return _plain(func, (None, *rest), bounds)
+
+
+def _gated() -> Callable[[Tensor], Tensor]:
+    """Of glu: a·σ(b) has mean 0, and at q = 1 the second moment E[σ²]."""
+    means = GaussianMeans(Activation(torch.sigmoid))
+    factor = float(means.moments(np.ones(1))[0][0, 0]) ** 0.5
+    return lambda z: factor * z
+
+
+def _random_slopes(lower: float = 1 / 8, upper: float = 1 / 3) -> Callable[[Tensor], Tensor]:
+    """Of rrelu, by the root mean square of slopes that are uniform in [lower, upper]."""
+    slope = ((lower**2 + lower * upper + upper**2) / 3) ** 0.5
+    return lambda z: nn.functional.leaky_relu(z, slope)
+
+
 def _plain(func: Any, args: Any, kwargs: Any) -> Callable[[Tensor], Tensor]:
     options = {k: v for k, v in kwargs.items() if k != "input"}
     rest = args[1:]
-    if ACTIVATIONS[func] == "prelu":
+    if ACTIVATIONS.get(func) == "prelu":
         weight = (rest[0] if rest else options["weight"]).detach().double().cpu().mean()
         return lambda z: nn.functional.leaky_relu(z, float(weight))
     return lambda z: func(z, *rest, **options)
@@ -222,10 +268,14 @@ def by_order(model: nn.Module) -> Found:
     for name, module in model.named_modules():
         if name in named:
             last = found.uses[name] = Use(name)
-        elif isinstance(module, MODULES) and last is not None and last.function is None:
+        elif isinstance(module, _MODULES) and last is not None and last.function is None:
             last.activation, last.function = type(module).__name__.lower(), module
             if isinstance(module, nn.PReLU):  # which may have a slope for each unit
                 last.function = _plain(nn.functional.prelu, (None, module.weight), {})
+            elif isinstance(module, nn.RReLU):
+                last.function = _random_slopes(module.lower, module.upper)
+            elif isinstance(module, nn.GLU):
+                last.function = _gated()
     return found
 
 

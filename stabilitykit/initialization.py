@@ -14,11 +14,14 @@ from stabilitykit import _following
 from stabilitykit._nested import arguments
 from stabilitykit._quiet import transforming
 from stabilitykit._restore import check_values, restored
+from stabilitykit._weights import draw, orthogonal
 from stabilitykit.gains import gain
 
 SCHEMES = (
     "auto", "kaiming", "kaiming_uniform", "xavier", "xavier_uniform", "lecun", "orthogonal",
 )  # fmt: skip
+
+_NOTHING = "has no linear or convolutional layer with a weight of its own to draw"
 
 
 class Initialized(NamedTuple):
@@ -68,8 +71,8 @@ def initialize(
     sum adds a branch to what the branch began with; branches that end in a norm, and shortcuts with
     a layer of their own, are left alone. Biases become 0.
 
-    Linear layers, convolutions and transposed convolutions are drawn; embeddings, norms,
-    `nn.MultiheadAttention`, recurrent and parametrised weights stay as they are.
+    Linear layers, convolutions and transposed convolutions are drawn; frozen weights, those that an
+    embedding shares, norms, `nn.MultiheadAttention`, recurrent and parametrised weights stay.
 
     Args:
         model: changed in place; buffers, modes and gradients stay.
@@ -84,8 +87,9 @@ def initialize(
 
     Raises:
         TypeError: the model is not an `nn.Module`, or the scheme not a string.
-        ValueError: an unknown scheme, a model without such layers, or no batch for a model with
-            several layers and no activation module. The model is then as it was.
+        ValueError: an unknown scheme, a model without such layers, a weight without entries, or no
+            batch for a model with several layers and no activation module. The model is then as it
+            was.
 
     Examples:
         >>> _ = torch.manual_seed(0)
@@ -100,7 +104,7 @@ def initialize(
     _check_scheme(scheme)
     layers: dict[str, Any] = _following.weights(model)
     if not layers:
-        raise ValueError(f"model={type(model).__name__} has no linear or convolutional layer")
+        raise ValueError(f"model={type(model).__name__} {_NOTHING}")
     if batch is None:
         found = _following.by_order(model)
         if len(layers) > 1 and all(use.function is None for use in found.uses.values()):
@@ -121,13 +125,18 @@ def initialize(
             factor = gain(use.function).forward
         if not math.isfinite(factor):
             raise ValueError(f"layer {use.layer!r}: activation {use.activation} gives only zeros")
+        if not layer.weight.numel():
+            raise ValueError(
+                f"layer {use.layer!r}: its weight has shape {list(layer.weight.shape)}; expected "
+                "at least one input and one output"
+            )
         branches = 1
         if scheme == "auto":
             if use.reads is not None and 0 < use.reads < math.inf:
                 factor = 1 / use.reads
             if use.ends_branch and (divisor := _following.divisor(use, found.blocks)) > 1:
                 factor, branches = factor / divisor, found.blocks
-        drawn.append((use, layer, factor, branches, _draw(layer, scheme, factor)))
+        drawn.append((use, layer, factor, branches, draw(layer, scheme, factor)))
     done = []
     with torch.no_grad():
         for use, layer, factor, branches, weight in drawn:
@@ -151,30 +160,6 @@ def _check_scheme(scheme: Any) -> None:
 
 def _std(weight: Tensor) -> float:
     return weight.detach().double().std(correction=0).item()
-
-
-def _draw(layer: Any, scheme: str, factor: float) -> Tensor:
-    weight = torch.empty_like(layer.weight)
-    fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
-    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        # Its weight is [in, out/groups, …], and of the kernel only 1/stride reaches an output.
-        reach = math.prod(k / s for k, s in zip(layer.kernel_size, layer.stride, strict=True))
-        fan_in = max(1, round(layer.in_channels / layer.groups * reach))
-        fan_out = weight.shape[1] * math.prod(layer.kernel_size)
-    if scheme == "orthogonal":
-        return _orthogonal(weight, factor)
-    wide = scheme.startswith("xavier")
-    std = factor * (2 / (fan_in + fan_out)) ** 0.5 if wide else factor / fan_in**0.5
-    if scheme.endswith("uniform"):
-        bound = 3**0.5 * std
-        return nn.init.uniform_(weight, -bound, bound)
-    return nn.init.normal_(weight, 0.0, std)
-
-
-def _orthogonal(weight: Tensor, factor: float) -> Tensor:
-    """In float32 at least, since torch factorises no matrices of fewer bits."""
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    return nn.init.orthogonal_(torch.empty_like(weight, dtype=wide), factor)
 
 
 class Scaled(NamedTuple):
@@ -202,8 +187,9 @@ def lsuv(
     in the order in which the batch passes them, each weight is divided by the standard deviation of
     its output until |Var − 1| ≤ tolerance (Mishkin & Matas 2016, algorithm 1, with its tolerance
     and number of steps; both are conventions). Layers that the batch does not reach, or only under
-    torch.func, keep their weights. A layer used several times is scaled for the first use in which
-    its output varies, a weight that several layers share for the first of them.
+    torch.func, keep their weights, and so do frozen layers and those that share an embedding's. A
+    layer used several times is scaled for the first use in which its output varies, a weight that
+    several layers share for the first of them.
 
     Args:
         model: changed in place; buffers, modes and gradients stay as they are.
@@ -247,16 +233,21 @@ def lsuv(
 
 
 def _scale_all(model: nn.Module, inputs: Any, tolerance: float, most: int) -> tuple[Scaled, ...]:
-    kinds, modules = _following.LAYERS, model.named_modules()
-    names: dict[nn.Module, str] = {m: name for name, m in modules if isinstance(m, kinds)}
+    kept = _following.kept(model)
+    names: dict[nn.Module, str] = {
+        module: name
+        for name, module in model.named_modules()
+        if isinstance(module, _following.LAYERS)
+        and id(module._parameters.get("weight")) not in kept
+    }
     if not names:
-        raise ValueError(f"model={type(model).__name__} has no linear or convolutional layer")
+        raise ValueError(f"model={type(model).__name__} {_NOTHING}")
     order = [name for name, _ in _variances(model, names, inputs)]
     layers: dict[str, Any] = {name: module for module, name in names.items()}
     owned = {id(layers[n]._parameters.get("weight", n)): n for n in reversed(order)}
     order = [name for name in order if name in owned.values()]
     for name in order:
-        layers[name].weight.copy_(_orthogonal(layers[name].weight, 1.0))
+        layers[name].weight.copy_(orthogonal(layers[name].weight, 1.0))
         if layers[name].bias is not None:
             nn.init.zeros_(layers[name].bias)
     done = []

@@ -407,3 +407,92 @@ def test_slopes_of_their_own_are_met_with_their_mean():
     for batch in (None, torch.randn(4, 8)):
         entry = sk.initialize(model, "kaiming", batch)[0]
         assert (entry.activation, entry.gain) == ("prelu", pytest.approx(expected))
+
+
+class Written(nn.Module):
+    """Its activation is written by hand."""
+
+    def __init__(self, function, width=400):
+        super().__init__()
+        self.function = function
+        self.first, self.second = nn.Linear(400, width), nn.Linear(400, 400)
+
+    def forward(self, x):
+        return self.second(self.function(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda z: z.clamp(min=0), "clamp"),
+        (lambda z: torch.clamp_min(z, 0.0), "clamp_min"),
+        (lambda z: torch.maximum(z, torch.zeros(())), "maximum"),
+        (lambda z: torch.maximum(torch.zeros(1), z), "maximum"),
+        (torch.sin, "sin"),
+        (lambda z: torch.clip(input=z, min=-0.5, max=0.5), "clip"),
+        (lambda z: nn.functional.rrelu(z, 0.1, 0.9, training=True), "rrelu"),
+        (nn.functional.glu, "glu"),
+    ],
+)
+def test_what_is_as_good_as_an_activation_is_met_with_its_gain(function, name):
+    """E[f²] after the first layer, as Monte Carlo draws it, is 1 after the gain's square."""
+    torch.manual_seed(0)
+    model = Written(function, width=800 if name == "glu" else 400)
+    x = torch.randn(500, 400)
+    found = sk.initialize(model, "kaiming", x)
+    assert [entry.activation for entry in found] == [name, "linear"]
+    z = torch.randn(1000, 800, dtype=torch.float64)
+    second = function(z if name != "maximum" else z.float()).double().square().mean().item()
+    # 400,000 draws: their mean square is within 1 % at four standard errors.
+    assert found[0].gain == pytest.approx(second**-0.5, rel=0.01)
+
+
+@pytest.mark.parametrize("module", [nn.RReLU(0.1, 0.9), nn.GLU()], ids=["rrelu", "glu"])
+def test_the_order_of_modules_knows_them_too(module):
+    width = 16 if isinstance(module, nn.GLU) else 8
+    model = nn.Sequential(nn.Linear(8, width), module, nn.Linear(8, 8))
+    ordered = [(entry.activation, entry.gain) for entry in sk.initialize(model)]
+    passed = sk.initialize(model, "kaiming", torch.randn(4, 8))
+    assert ordered == [(entry.activation, entry.gain) for entry in passed]
+
+
+def test_a_bound_for_each_unit_is_no_activation():
+    torch.manual_seed(0)
+    model = Written(lambda z: torch.maximum(z, torch.linspace(-1, 1, 400)))
+    assert [e.activation for e in sk.initialize(model, batch=torch.randn(4, 400))] == ["linear"] * 2
+
+
+@pytest.mark.parametrize("draw", [sk.initialize, sk.lsuv], ids=["initialize", "lsuv"])
+def test_frozen_weights_and_those_of_an_embedding_stay(draw):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(50, 32)
+            self.frozen, self.free = nn.Linear(32, 32), nn.Linear(32, 32)
+            self.head = nn.Linear(32, 50)
+            self.head.weight = self.embedding.weight
+            self.frozen.requires_grad_(False)
+
+        def forward(self, tokens):
+            h = torch.relu(self.frozen(self.embedding(tokens)))
+            return self.head(torch.relu(self.free(h)))
+
+    torch.manual_seed(0)
+    model = Tied()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    done = draw(model, batch=torch.randint(50, (64, 7)))
+    assert [entry.layer for entry in done] == ["free"]
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {"free.weight", "free.bias"}
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no linear or convolutional layer with a weight of its"):
+        draw(model, batch=torch.randint(50, (64, 7)))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_a_layer_without_entries_is_named():
+    model = nn.Sequential(nn.Linear(8, 0), nn.ReLU(), nn.Linear(0, 4))
+    before = model[2].bias.detach().clone()
+    with pytest.raises(ValueError, match=r"layer '0': its weight has shape \[0, 8\]; expected"):
+        sk.initialize(model)
+    assert torch.equal(model[2].bias, before)
