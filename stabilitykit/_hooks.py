@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _pop_torch_function_stack, _push_on_torch_function_stack
 from torch.compiler import is_compiling
 
 from stabilitykit._calls import NOT_FLAT, Call, Flatness, Frame, Seen, Step, kind
@@ -19,7 +18,7 @@ from stabilitykit._functional import flatness_of
 from stabilitykit._ledger import Ledger, Sample
 from stabilitykit._quiet import Quiet, in_backward, plain, quiet, tensors
 from stabilitykit._samples import has_values
-from stabilitykit._switches import EAGER, Hook, Watch, calling, follow, leave, running
+from stabilitykit._switches import EAGER, Hook, Watch, calling, follow, leave, pause, running
 
 
 class Hooks:
@@ -176,18 +175,14 @@ class Hooks:
 
     def _pause(self, module: nn.Module) -> None:
         """In torch's own layers the watch would see nothing, and each look costs 10 µs."""
-        if len(module._forward_pre_hooks) + len(module._forward_hooks) > 2:  # others' may do
-            return
-        top = _pop_torch_function_stack()
-        if top is self._watch:
+        others = len(module._forward_pre_hooks) + len(module._forward_hooks) > 2  # which may act
+        if self._watch is not None and not others and pause(self._watch):
             self._paused = True
             self.channels_first = CHANNELS_FIRST.get(type(module), self.channels_first)
-        else:
-            _push_on_torch_function_stack(top)
 
     def _resume(self) -> None:
         self._paused = False
-        _push_on_torch_function_stack(self._watch)
+        torch.overrides._push_mode(self._watch)
 
     def activation(self, function: Any, args: Any, kwargs: Any) -> Any:
         """Run a functional activation; its module, if it has one of its own, makes the record."""

@@ -12,6 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import (
+    _len_torch_function_stack,
+    _pop_torch_function_stack,
+    _push_on_torch_function_stack,
+)
 from torch.overrides import TorchFunctionMode
 
 from stabilitykit._flatness import ACTIVATIONS, LAYOUTS
@@ -107,3 +112,13 @@ def leave(mode: TorchFunctionMode) -> None:
         others.append(top)
     for other in reversed(others):
         torch.overrides._push_mode(other)
+
+
+def pause(mode: TorchFunctionMode) -> bool:
+    """Take a mode off this thread's stack if it is the innermost one; whether it was."""
+    if not _len_torch_function_stack():  # as while the mode itself handles a function
+        return False
+    top = _pop_torch_function_stack()
+    if top is not mode:
+        _push_on_torch_function_stack(top)
+    return top is mode

@@ -417,6 +417,27 @@ def test_modes_within_and_around_a_model_see_what_they_would():
     assert [r.layer for r in probe.records] == LAYERS
 
 
+def through(module, x):
+    """A function that modes see, and that calls a module."""
+    if torch.overrides.has_torch_function_unary(x):
+        return torch.overrides.handle_torch_function(through, (x,), module, x)
+    return module(x)
+
+
+class Dispatching(Net):
+    def forward(self, x):
+        return through(self.last, torch.tanh(through(self.first, x)))
+
+
+def test_layers_that_are_called_while_the_watch_handles_a_function():
+    torch.manual_seed(0)
+    model, before = Dispatching(), modes()
+    with sk.Probe(model) as probe:
+        model(torch.randn(8, 6)).sum().backward()
+    assert modes() == before
+    assert [r.layer for r in probe.records] == LAYERS
+
+
 class Stopping(TorchFunctionMode):
     """Interrupts the first product, as Ctrl-C in the middle of a layer would."""
 
