@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -137,7 +138,7 @@ class Follow(TorchFunctionMode):
             self.found.uses.setdefault(layer, Use(layer, reads=self._reads(given[0])))
             waiting = ended = frozenset([layer])
             normed, scale = False, 1.0
-        elif waiting and (function := _bending(func, name, args, kwargs)) is not None:
+        elif (waiting or ended) and (function := _bending(func, name, args, kwargs)) is not None:
             for key in waiting:
                 use = self.found.uses[key]
                 if use.function is None:
@@ -228,6 +229,7 @@ def _bending(func: Any, name: str, args: Any, kwargs: Any) -> Callable[[Tensor],
     return _plain(func, (None, *rest), bounds)
 
 
+@cache
 def _gated() -> Callable[[Tensor], Tensor]:
     """Of glu: a·σ(b) has mean 0, and at q = 1 the second moment E[σ²]."""
     means = GaussianMeans(Activation(torch.sigmoid))

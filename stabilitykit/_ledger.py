@@ -83,7 +83,7 @@ class Ledger:
         self.drained += 1
         for rows in self._rows.values():
             rows.reset()
-        if len(self._plans) > KNOWN or len(self._places) > KNOWN:
+        if max(len(self._plans), len(self._places), len(self._ends)) > KNOWN:
             self._forget()
         for ends in self._ends.values():
             ends.reset()

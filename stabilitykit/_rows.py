@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ FIRST = 16  # convention: rows to begin with, before it is known how many a step
 Reduced = list[tuple[list[int], Tensor]]  # slots, and the numbers of each
 
 
-class Rows:
+class Rows(ABC):
     """A buffer that is kept from step to step, so that a step allocates next to nothing.
 
     Args:
@@ -58,8 +59,9 @@ class Rows:
             return []
         return self._reduce(slots, *(buffer[: len(slots)] for buffer in self._buffers))
 
+    @abstractmethod
     def _reduce(self, slots: list[int], *rows: Tensor) -> Reduced:
-        raise NotImplementedError
+        """The numbers of these rows."""
 
     def reset(self) -> None:
         """At the end of a step; buffers that do not fit the next one as well are given back."""
@@ -146,8 +148,8 @@ class Ends:
         lengths = tuple(len(high) for high, *_ in ends)
         if lengths not in self._owners:
             device = columns[0].device
-            counts = torch.tensor(lengths)
-            owners = torch.repeat_interleave(torch.arange(len(counts)), counts)
+            counts = torch.tensor(lengths, device="cpu")  # there repeating needs no waiting
+            owners = torch.repeat_interleave(torch.arange(len(counts), device="cpu"), counts)
             self._owners = {lengths: (owners.to(device), counts.to(device))}
         return [(slots, reduce_ends(self.apply, self.intervals, *self._owners[lengths], *columns))]
 

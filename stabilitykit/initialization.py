@@ -51,7 +51,8 @@ def initialize(
     """Draw the weights anew, each with the gain of the activation that follows it.
 
     With n_in and n_out the fans and g = `gain(activation).forward` (√2 for relu, 1 where no
-    activation follows), the standard deviation is
+    activation follows; clamp, maximum with a number, sin, glu and the like count as activations),
+    the standard deviation is
 
         auto, kaiming     g/√n_in, normal (He et al. 2015, eq. 10, for any activation)
         kaiming_uniform   the same, uniform

@@ -1,5 +1,7 @@
 """Each scheme has its variance and each layer its gain; LSUV gives unit variance."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -496,3 +498,25 @@ def test_a_layer_without_entries_is_named():
     with pytest.raises(ValueError, match=r"layer '0': its weight has shape \[0, 8\]; expected"):
         sk.initialize(model)
     assert torch.equal(model[2].bias, before)
+
+
+@pytest.mark.parametrize("last", [torch.relu, lambda z: z.clamp(max=5.0)], ids=["relu", "clamp"])
+def test_a_branch_may_end_in_two_activations(last):
+    """Relu first: what it adds to the sum has a mean, whatever is done to it next."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = x + last(torch.relu(layer(x)))
+            return x
+
+    torch.manual_seed(0)
+    found = sk.initialize(Block(), "auto", torch.randn(16, 32))
+    assert [entry.branches for entry in found] == [4] * 4
+    # N branches that are relus of one pre-activation of variance 1: rho = 1/pi.
+    divisor = (4 * (1 - 1 / math.pi) + 16 / math.pi) ** 0.5
+    assert found[-1].gain == pytest.approx(math.sqrt(2) / divisor, rel=1e-6)

@@ -490,6 +490,19 @@ def test_ever_new_lengths_do_not_fill_the_memory(monkeypatch):
     assert max(kept) < 40
 
 
+def test_ever_new_slopes_do_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(_ledger, "KNOWN", 8)
+    x, kept = torch.randn(64, 64), []
+    model = nn.Sequential(nn.Linear(64, 64), nn.LeakyReLU(), nn.Linear(64, 64))
+    with sk.Probe(model) as probe:
+        for step in range(30):
+            model[1].negative_slope = step / 100
+            model(x).sum().backward()
+            assert probe.records[-2].dead is not None
+            kept.append(len(probe._recorder.ledger._ends))
+    assert max(kept) <= 9
+
+
 def test_buffers_are_kept_between_steps_and_not_after_the_end():
     model, x = mlp(depth=40), torch.randn(32, 64)  # more rows than are reduced at once
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
