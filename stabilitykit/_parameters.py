@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from stabilitykit._sharded import PLAIN, local
 # Convention: an rms between which the squares of entries are in float32's range, and normal, since
 # a norm of squares below 1e-38 takes a hundred times as long.
 _SMALL, _LARGE = 1e-15, 1e15
+_INSIDE = attrgetter("_parameters", "_modules")
 
 
 @dataclass(slots=True)
@@ -30,6 +32,7 @@ class _Seen:
     groups: tuple[Any, ...]  # the process groups over which a sharded parameter is spread
     pointer: int  # to its values, which no longer stand there when another tensor was put in
     flat: Tensor | None
+    places: Tensor | None  # which of its values are sampled; None when all of them are
     before: Tensor = field(init=False)  # its (sampled) values before the step, and after it
     after: Tensor = field(init=False)
     gradient: Tensor | None = None
@@ -52,7 +55,8 @@ class ParameterMeter:
         self.ledger = ledger
         self.seen: list[_Seen] = []
         self._known: list[_Seen] = []  # as they were seen in the step before
-        self._tree: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []  # in which they are
+        self._modules: list[nn.Module] = []  # in which they are
+        self._placed: tuple[list[Any], ...] = ()
         self._samples: list[tuple[list[_Seen], Tensor, Tensor]] = []  # all of one kind, by rows
         self._rms: dict[str, float] = {}  # of the gradients, in the step before
 
@@ -62,12 +66,12 @@ class ParameterMeter:
             seen.gradient, seen.norm, seen.updated = None, -1, False
         self.seen = []
         if self.ledger.mode == "exact":  # whose copies are as large as the model
-            self._known, self._samples, self._tree = [], [], []
+            self._known, self._samples, self._modules = [], [], []
 
     def release(self) -> None:
         """Forget everything."""
         self.clear()
-        self._known, self._samples, self._tree = [], [], []
+        self._known, self._samples, self._modules = [], [], []
 
     @torch.no_grad()
     def before(self) -> None:
@@ -81,24 +85,23 @@ class ParameterMeter:
 
     def _still(self) -> bool:
         """Whether all parameters are where they were, as buffers assume."""
+        return bool(self._modules) and self._place_now() == self._placed
+
+    def _place_now(self) -> tuple[list[Any], ...]:
+        """Under which names which modules and parameters stand, and where their values are."""
+        # By C alone: in the middle of a step each line of Python costs several times its usual.
+        inside = [*chain.from_iterable(map(_INSIDE, self._modules))]
+        parameters = [seen.parameter for seen in self._known]
+        looks = Tensor.data_ptr, Tensor.size, Tensor.stride
         return (
-            bool(self._tree)
-            and all(
-                _same(module._parameters, parameters) and _same(module._modules, modules)
-                for module, parameters, modules in self._tree
-            )
-            and all(
-                seen.parameter.data_ptr() == seen.pointer
-                and seen.parameter.shape == seen.weight.shape
-                and seen.parameter.stride() == seen.weight.stride()
-                for seen in self._known
-            )
+            [*chain.from_iterable(inside)],
+            [*map(id, chain.from_iterable(map(dict.values, inside)))],
+            *([*map(look, parameters)] for look in looks),
         )
 
     def _place(self) -> None:
         """Find every parameter's values, and make room for them twice."""
-        exact, modules = self.ledger.mode == "exact", list(self.model.modules())
-        self._tree = [(m, dict(m._parameters), dict(m._modules)) for m in modules]
+        exact, self._modules = self.ledger.mode == "exact", list(self.model.modules())
         self._known, self._samples = [], []
         kinds: dict[Any, list[_Seen]] = {}
         for name, parameter in self.model.named_parameters():
@@ -106,13 +109,15 @@ class ParameterMeter:
             wrapped = _functorch.is_functorch_wrapped_tensor(parameter)  # put in for one call
             usual = type(parameter) in PLAIN
             if not usual or parameter.is_complex() or unready or wrapped:
-                self._tree = []  # these are looked up each time
+                self._modules = []  # these are looked up each time
             if not has_values(parameter) or unready or wrapped:
                 continue
             weight, groups = local(parameter)
             weight = real(weight)
             pointer = parameter.data_ptr() if usual else 0
-            seen = _Seen(name, parameter, weight, groups, pointer, flattened(weight))
+            whole = exact or weight.numel() <= SAMPLE
+            places = None if whole else self.ledger.places(weight)
+            seen = _Seen(name, parameter, weight, groups, pointer, flattened(weight), places)
             self._known.append(seen)
             width = weight.numel() if exact else _width(min(SAMPLE, weight.numel()))
             kinds.setdefault((weight.dtype, weight.device, width), []).append(seen)
@@ -121,22 +126,26 @@ class ParameterMeter:
                 rows = torch.zeros((2, len(group), width), dtype=dtype, device=device)
             for index, seen in enumerate(group):
                 pair, numel = rows[:, index], seen.weight.numel()
-                if exact or numel <= SAMPLE:
+                if seen.places is None:
                     pair = pair[:, :numel].view(2, *seen.weight.shape)
                 seen.before, seen.after = pair
             before, after = rows
             self._samples.append((group, before, after))
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self._modules):
+            self._modules = []
+        self._placed = self._place_now() if self._modules else ()
 
     def _copy(self, seen: list[_Seen], rows: list[Tensor]) -> None:
         """Write down the (sampled) weights: a pass over all would cost as much as the optimiser."""
-        small = {}
+        small: tuple[list[Tensor], list[Tensor]] = [], []
         for one, row in zip(seen, rows, strict=True):
-            if row.shape == one.weight.shape:
-                small[row] = one.weight
+            if one.places is None:
+                small[0].append(row)
+                small[1].append(one.weight)
             else:
-                copy_entries(one.weight, one.flat, self.ledger.places(one.weight), row)
-        if small:
-            torch._foreach_copy_(list(small), list(small.values()))
+                copy_entries(one.weight, one.flat, one.places, row)
+        if small[0]:
+            torch._foreach_copy_(*small)
 
     @torch.no_grad()
     def after(self, gradients: bool) -> None:
@@ -255,10 +264,6 @@ class ParameterMeter:
         if any(seen.groups for seen in self.seen):
             kept = _summed(kept) if collective else [k for k in kept if not k[0].groups]
         return [_record(step, seen, row) for seen, row in kept]
-
-
-def _same(now: dict[str, Any], known: dict[str, Any]) -> bool:
-    return now.keys() == known.keys() and all(map(operator.is_, now.values(), known.values()))
 
 
 def _width(size: int) -> int:
