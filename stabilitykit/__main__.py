@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.util
+import io
 import os
 import sys
 import traceback
@@ -17,6 +18,7 @@ from rich.console import Console
 
 import stabilitykit
 from stabilitykit import report
+from stabilitykit._files import write
 from stabilitykit.diagnosis import diagnose
 
 HEALTHY, FINDINGS, FAILED = 0, 1, 2
@@ -25,9 +27,12 @@ EPILOG = """
 FACTORY is a function without arguments in FILE.py. It returns (model, batch, loss_fn) or
 (model, batch, loss_fn, optimizer):
 
-  batch      (inputs, targets); inputs is a tensor, or a tuple or dict unpacked into forward
+  batch      (inputs, targets); inputs is a tensor, or a tuple or dict unpacked into forward;
+             of a DataLoader take one: next(iter(loader))
   loss_fn    called as loss_fn(outputs, targets), gives a scalar
   optimizer  of the model's parameters; its step is then judged as well
+
+What is written to F goes to standard output, in place of the text, where F is -.
 
 The file is run, as by `python FILE.py`, but under another name than __main__.
 
@@ -36,8 +41,8 @@ environment variable STABILITYKIT_SITE to the address of its site, and its own i
 
 exit status:
   0  healthy
-  1  findings
-  2  could not run; one line on standard error says why
+  1  findings, warnings among them
+  2  could not run, or not as asked; standard error says why
 
 example:
   python -m stabilitykit diagnose train.py:make --html report.html
@@ -79,7 +84,11 @@ def load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     sys.path.insert(0, str(path.resolve().parent))
-    _own(lambda: spec.loader.exec_module(module), path, str(path))  # type: ignore[union-attr]
+    mine, sys.argv = sys.argv, [str(path)]
+    try:
+        _own(lambda: spec.loader.exec_module(module), path, str(path))  # type: ignore[union-attr]
+    finally:
+        sys.argv = mine
     return module
 
 
@@ -124,7 +133,12 @@ def made(target: str) -> tuple[Any, ...]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Diagnose, print and write; the exit status."""
-    for path in filter(None, (arguments.html, arguments.json)):
+    if arguments.html is not None and arguments.html == arguments.json:
+        raise Failure(f"--html and --json both name {arguments.html}; expected two files")
+    targets = {report.to_html: arguments.html, report.to_json: arguments.json}
+    shown = next((content for content, target in targets.items() if target == Path("-")), None)
+    targets = {c: target for c, target in targets.items() if target is not None and c is not shown}
+    for path in targets.values():
         if path.is_dir() or not path.parent.is_dir():
             raise Failure(f"{path} cannot be written: its folder is missing, or it is one itself")
     parts = made(arguments.target)
@@ -132,19 +146,23 @@ def run(arguments: argparse.Namespace) -> int:
         diagnosis = diagnose(*parts)
     except (TypeError, ValueError, RuntimeError) as error:
         raise Failure(" ".join(str(error).split())) from error
+    for content, target in targets.items():
+        try:
+            write(target, content(diagnosis))
+        except OSError as error:
+            raise Failure(f"{target} cannot be written: {error.strerror or error}") from error
+    if isinstance(sys.stdout, io.TextIOWrapper):  # whose encoding may lack what names hold
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        _Console(soft_wrap=False, highlight=False).print(report.text(diagnosis))
+        if shown is not None:
+            print(shown(diagnosis), flush=True)
+        else:
+            _Console(soft_wrap=False, highlight=False).print(report.text(diagnosis))
     except BrokenPipeError:  # whoever read it, such as `head`, has seen enough
         _silence()
     except OSError as error:
         _silence()
         raise Failure(f"standard output cannot be written: {error.strerror or error}") from error
-    for target, content in ((arguments.html, report.to_html), (arguments.json, report.to_json)):
-        if target is not None:
-            try:
-                report.write(target, content(diagnosis))
-            except OSError as error:
-                raise Failure(f"{target} cannot be written: {error.strerror or error}") from error
     return HEALTHY if diagnosis.healthy else FINDINGS
 
 

@@ -81,7 +81,7 @@ QUANTITIES = {
     "tied-units": "share of units that are equal and stay so",
     "no-gradient": "gradient",
     "unscaled-input": "root mean square of the inputs",
-    "mismatched-loss": "loss",
+    "mismatched-loss": "what the loss function gets",
     "update-too-large": "length of the step, relative to the best one in its direction",
     "update-too-small": "length of the step, relative to the best one in its direction",
 }
@@ -120,8 +120,9 @@ class Finding:
             and the last layer before it, as in "log after encoder.0".
         measured: what was measured, a number or words.
         expected: what a healthy model has there.
-        severity: "error" where the model cannot learn like this, "warning" where it learns badly or
-            late (a scale beyond its limit, but not beyond the limit's square).
+        severity: "error" where training is likely to fail, or to stay below what the model can do;
+            "warning" where it may (as by a scale beyond its limit, and not beyond the limit's
+            square).
         remedy: one sentence with the call that mends it, or what to change where no call can.
         page: path, on the site, of the page that explains it.
         predicted: for the codes of signals and gradients what theory expects `measured` to be with
@@ -154,6 +155,17 @@ def finding(
 ) -> Finding:
     """A finding with its page."""
     return Finding(code, layer, measured, expected, severity, remedy, PAGES[code])
+
+
+def not_finite(number: int, name: str) -> str:
+    """That so many entries of something are nan or infinite.
+
+    Examples:
+        >>> not_finite(1, "inputs"), not_finite(2, "0.weight")
+        ('1 entry of inputs is nan or infinite', '2 entries of 0.weight are nan or infinite')
+    """
+    entries, are = ("entry", "is") if number == 1 else ("entries", "are")
+    return f"{number} {entries} of {name} {are} nan or infinite"
 
 
 def causes(found: list[Finding]) -> tuple[Finding, ...]:

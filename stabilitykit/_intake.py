@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from reprlib import repr as short
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from stabilitykit._measure import tensors
 
@@ -17,7 +19,10 @@ def intake(model: Any, batch: Any, loss_fn: Any, optimizer: Any) -> tuple[Any, A
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={short(model)} is not an nn.Module")
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        raise TypeError(f"batch must be (inputs, targets), got {type(batch).__name__}")
+        hint = "; a mapping goes first: (mapping, targets)" if isinstance(batch, Mapping) else ""
+        if isinstance(batch, DataLoader):
+            hint = "; take one batch of it: next(iter(loader))"
+        raise TypeError(f"batch must be (inputs, targets), got {type(batch).__name__}{hint}")
     if not callable(loss_fn):
         raise TypeError(
             f"loss_fn={short(loss_fn)} is not callable; expected loss_fn(outputs, targets)"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stabilitykit._findings import Finding, finding
+from stabilitykit._findings import Finding, finding, not_finite
 from stabilitykit._inputs import named
 from stabilitykit._measure import WEIGHTED, tensors
 from stabilitykit._origins import Place, Tracer
@@ -56,13 +56,13 @@ def first_nonfinite(
                 return finding(
                     "non-finite",
                     one.layer if part == "inputs" else "input",
-                    f"{number} entries of {one.expression} are nan or infinite",
+                    not_finite(number, one.expression),
                     0,
                     f"Mend the data, or fill the gaps: `{one.assign(filled)}`.",
                 )
     for name, weight in before.items():
         if number := _bad(weight):
-            said = f"{number} entries of {name} are nan or infinite"
+            said = not_finite(number, name)
             return finding("non-finite", name, said, 0, redrawn(model, name))
     for name, norm in model.named_modules():
         # In training they take in whatever the step itself makes.

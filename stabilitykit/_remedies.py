@@ -45,9 +45,9 @@ def rescaling(model: nn.Module, records: Sequence[Any], watch: Watch) -> str:
     last = max((i for i, r in enumerate(records) if r.saturated is None), default=0)
     gates = sum(kind == "sigmoid" for kind, _ in watch.gates)
     if sum(r.kind == "sigmoid" for r in records[:last]) > gates:
-        said = "Replace the sigmoids between layers by nn.ReLU(), then call"
+        said = "Replace the sigmoids between layers by nn.ReLU(), then draw all weights again:"
     else:
-        said = "Call" if len(calls) == 1 else "Draw all weights again:"
+        said = "Draw all weights again:"
     return f"{said} `{'; '.join(calls)}`."
 
 

@@ -12,8 +12,8 @@ from rich.text import Text
 from stabilitykit._findings import Finding
 
 SEVERITIES = {
-    "error": "error: the model cannot learn like this",
-    "warning": "warning: the model learns badly, or late",
+    "error": "error: mend this before you train",
+    "warning": "warning: training may be slow, or end worse than it could",
 }
 
 
@@ -21,8 +21,8 @@ def shown(value: float | str | None) -> str:
     """A measured or expected value in few digits.
 
     Examples:
-        >>> shown(0.000123456), shown("None"), shown(float("inf")), shown(None)
-        ('0.000123', 'None', 'inf', '')
+        >>> shown(0.000123456), shown("none"), shown(float("inf")), shown(None)
+        ('0.000123', 'none', 'inf', '')
     """
     return "" if value is None else value if isinstance(value, str) else f"{value:.3g}"
 
@@ -79,12 +79,24 @@ def read(one: Finding) -> str:
 class Indented:
     """A line of text under a heading; where it is wrapped, what follows is indented as well."""
 
-    def __init__(self, line: str, style: str = "") -> None:
-        self.line = Text(line, style=style)
+    def __init__(self, line: str, style: str = "", indent: int = 2) -> None:
+        self.line, self.indent = Text(line, style=style), indent
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        width = max(options.max_width - 2, 1)
+        width = max(options.max_width - self.indent, 1)
         kept: Any = {"overflow": options.overflow, "no_wrap": options.no_wrap}
         for line in self.line.wrap(console, width, **kept):
             line.rstrip()
-            yield Text("  ") + line
+            yield Text(" " * self.indent) + line
+
+
+def steps(remedy: str) -> list[Indented]:
+    """A remedy's words, and each of its statements on a line of its own, to be copied."""
+    words, *rest = remedy.split("`")
+    lines = [Indented(visible(words.strip()))]
+    for place, part in enumerate(rest):
+        if place % 2:  # what stands between two statements
+            lines += [Indented(visible(part.strip()))] if part.strip(" .") else []
+        else:
+            lines += [Indented(visible(call), indent=4) for call in part.split("; ")]
+    return lines

@@ -48,7 +48,7 @@ def without_gradient(
         how = f"Take out {cut}, which cuts it off from the loss" if cut else _KEEP
         how = _READ if cut is None else how
         remedy = f"{how}, or freeze what is not meant to learn: `{frozen(model, missing)}`."
-        found.append(finding("no-gradient", missing[0], "None", "a gradient", remedy))
+        found.append(finding("no-gradient", missing[0], "none", "a gradient", remedy))
     elif zeros and flat and not cut:
         expected = "a gradient that is not zero"
         found.append(finding("no-gradient", "loss", 0.0, expected, _FLAT, "warning"))

@@ -72,7 +72,7 @@ def spoilt(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Finding
             number = int((~p.detach().isfinite()).sum())
             if not number or id(p) not in names:
                 continue
-            said = f"{number} entries are nan or infinite after the optimizer's step"
+            said = f"{f.not_finite(number, names[id(p)])} after the optimizer's step"
             remedy = "Lower the learning rate, or mend what optimizer.step makes of the gradient."
             least = torch.finfo(p.dtype).tiny  # below, it may round to 0
             if group.get("eps", 1.0) < least:
@@ -88,7 +88,10 @@ def step(line: Line | None) -> list[Finding]:
         return []
     if line.promise == 0:
         measured = "no weight moves by half a unit in its last place"
-        remedy = "Raise the learning rate: `for g in optimizer.param_groups: g['lr'] = 1e-3`."
+        remedy = (
+            "Raise the learning rate, and diagnose once more, which then can measure the step: "
+            "`for g in optimizer.param_groups: g['lr'] = max(1e-3, 1000 * g['lr'])`."
+        )
         small = finding("update-too-small", line.layer, measured, 1e-3, remedy, "warning")
         return [small]
     remedy = _multiply(line.factor)

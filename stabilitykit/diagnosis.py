@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Group
 from rich.table import Table
 from torch import Tensor, nn
 
 from stabilitykit import _scales, _verdicts
+from stabilitykit._files import write
 from stabilitykit._findings import Finding, causes
 from stabilitykit._inputs import unscaled
 from stabilitykit._intake import intake, scalar
@@ -47,7 +49,7 @@ class Diagnosis:
         prediction: what theory expects of every layer; None where the step was not finite, and
             where predicting failed, of which a warning tells.
         signals: amplitude before and after every weighted or normalising layer: the rms, over
-            units, of the deviation from the mean over the batch, which is what tells samples apart.
+            units, of the deviation from the mean over the batch, which tells samples apart.
     """
 
     findings: tuple[Finding, ...]
@@ -63,38 +65,35 @@ class Diagnosis:
         return not self.findings
 
     def table(self) -> Table:
-        """The findings as a table of rich, for `rich.print`.
-
-        A row a finding: code, layer, measured, expected, predicted, remedy and page.
-        """
+        """The findings for `rich.print`, one a row."""
         table: Table = _report().table(self)
         return table
+
+    def text(self) -> Group:
+        """The findings for `rich.print` as the command line prints them, calls ready to copy."""
+        text: Group = _report().text(self)
+        return text
 
     def to_json(self) -> str:
         """Findings and measurements as JSON, one object.
 
         Its keys are healthy, loss, findings, layers (records, each beside its prediction),
         parameters, signals and not_modelled, with the fields of `Finding`, `Record`,
-        `LayerPrediction` and `ParameterRecord`. A number that is not finite becomes a string,
-        "nan", "inf" or "-inf", which JSON has no number for.
+        `LayerPrediction` and `ParameterRecord`. "nan", "inf" and "-inf" are strings.
         """
         text: str = _report().to_json(self)
         return text
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
-        """Write one HTML file that needs nothing else.
+        """Write one HTML file that needs nothing else, and give its path.
 
         Args:
             path: the file; replaced only once the new one is whole.
 
-        Returns:
-            The path.
-
         Raises:
             OSError: the file cannot be written; what was there before stays.
         """
-        written: Path = _report().write(path, _report().to_html(self))
-        return written
+        return write(path, _report().to_html(self))
 
 
 def _report() -> Any:

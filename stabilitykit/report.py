@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +22,7 @@ from stabilitykit._sentences import (
     explanation,
     read,
     shown,
+    steps,
     visible,
 )
 from stabilitykit.diagnosis import Diagnosis
@@ -34,11 +33,11 @@ def verdict(diagnosis: Diagnosis) -> str:
     number = len(diagnosis.findings)
     said = "healthy" if diagnosis.healthy else f"{number} finding{'s' if number > 1 else ''}"
     layers = len({record.layer for record in diagnosis.records})
-    return f"{said}: {layers} layers, loss {shown(diagnosis.loss)}"
+    return f"{said} ({layers} layer{'s' * (layers != 1)}, loss {shown(diagnosis.loss)})"
 
 
 def table(diagnosis: Diagnosis) -> Table:
-    """The findings, one a row, for `rich.print`.
+    """The findings, one a row, for `rich.print`; where there is little room, `text` is better.
 
     Examples:
         >>> from stabilitykit._findings import finding
@@ -46,12 +45,14 @@ def table(diagnosis: Diagnosis) -> Table:
         >>> table(Diagnosis((found,), 1.0, (), (), None)).row_count
         1
     """
-    grid = Table(title=verdict(diagnosis), title_justify="left")
-    for column in ("code", "layer", "measured", "expected", "predicted", "remedy", "page"):
-        grid.add_column(column, overflow="fold")
+    grid = Table(
+        title=verdict(diagnosis), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for column in ("code", "layer", "measured", "expected", "predicted", "remedy"):
+        grid.add_column(column, overflow="fold", no_wrap=column == "code")
     for one in diagnosis.findings:
         values = map(shown, (one.measured, one.expected, one.predicted))
-        cells = (one.code, one.layer, *values, one.remedy.replace("`", ""), read(one))
+        cells = (one.code, one.layer, *values, one.remedy.replace("`", ""))
         grid.add_row(*(Text(visible(cell)) for cell in cells))
     return grid
 
@@ -64,7 +65,7 @@ def text(diagnosis: Diagnosis) -> Group:
     Examples:
         >>> import rich
         >>> rich.print(text(Diagnosis((), 0.5, (), (), None)))
-        healthy: 0 layers, loss 0.5
+        healthy (0 layers, loss 0.5)
     """
     style = "green" if diagnosis.healthy else "bold"
     lines: list[Text | Indented] = [Text(verdict(diagnosis), style=style)]
@@ -73,8 +74,9 @@ def text(diagnosis: Diagnosis) -> Group:
         where = f" at {visible(one.layer) or '(model)'}, {one.severity}"
         lines += [Text(""), Text.assemble((one.code, style), where)]
         lines.append(Indented(f"{QUANTITIES[one.code]}:"))
-        said = [compared(one), explanation(one), one.remedy.replace("`", "")]
+        said = [compared(one), explanation(one)]
         lines += [Indented(visible(sentence)) for sentence in said if sentence]
+        lines += steps(one.remedy)
         lines.append(Indented(f"page: {read(one)}", "dim"))
     return Group(*lines)
 
@@ -132,29 +134,6 @@ def _expected(diagnosis: Diagnosis) -> dict[tuple[str, str, int], Any]:
     return {(one.layer, one.kind, one.call): one for one in layers}
 
 
-def write(path: str | os.PathLike[str], content: str) -> Path:
-    """Write a text file whole or not at all: a temporary file beside it, then one rename.
-
-    Examples:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write(Path(folder) / "report.txt", "whole").read_text()
-        'whole'
-    """
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are for their owner alone
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return target
-
-
 def to_html(diagnosis: Diagnosis) -> str:
     """One HTML document: figures inline, no script, no request to anywhere, light and dark.
 
@@ -179,7 +158,7 @@ def to_html(diagnosis: Diagnosis) -> str:
         title = f"{one.code} at `{one.layer or '(model)'}`"
         said = {name: value for name, value in entries.items() if value}
         parts.append(_html.article(title, one.severity, said))
-    figures = _figures(diagnosis)
+    figures = _charts(diagnosis, _expected(diagnosis))
     parts += ["<h2>Theory and measurement</h2>"] if figures else []
     parts += figures
     if diagnosis.prediction is not None and diagnosis.prediction.not_modelled:
@@ -189,8 +168,7 @@ def to_html(diagnosis: Diagnosis) -> str:
     return _html.page("Diagnosis: " + verdict(diagnosis), "\n".join(parts))
 
 
-def _figures(diagnosis: Diagnosis) -> list[str]:
-    expected = _expected(diagnosis)
+def _charts(diagnosis: Diagnosis, expected: dict[tuple[str, str, int], Any]) -> list[str]:
     pairs = [
         (expected[key], record)
         for record in diagnosis.records
@@ -199,10 +177,13 @@ def _figures(diagnosis: Diagnosis) -> list[str]:
     if len(pairs) < 2:
         return []
     found = []
-    if len(diagnosis.signals) > 1:
-        start = diagnosis.signals[0].source
-        after = [signal.amplitude for signal in diagnosis.signals]
-        found.append(_amplitudes([start] * len(after), after))
+    both = [
+        (one.amplitude, signal.amplitude)
+        for signal in diagnosis.signals
+        if (one := expected.get((signal.layer, signal.kind, signal.call))) and one.amplitude
+    ]
+    if len(both) > 1:
+        found.append(_amplitudes(*zip(*both, strict=True)))
     found += [
         _profile(
             "forward",
@@ -216,23 +197,26 @@ def _figures(diagnosis: Diagnosis) -> list[str]:
         # The prediction is for a gradient of mean square 1 at the model's output.
         scale = met[-1][0].backward / met[-1][1] ** 2
         predicted, measured = zip(*((o.backward, scale * g**2) for o, g in met), strict=True)
-        found.append(_profile("backward", "mean square of the gradient", predicted, measured))
+        unit = " Both relative to theory's at the last layer."
+        pair = predicted, measured
+        found.append(_profile("backward", "mean square of the gradient", *pair, unit))
     return found
 
 
-def _amplitudes(source: list[float], measured: list[float]) -> str:
+def _amplitudes(predicted: Sequence[float], measured: Sequence[float]) -> str:
     caption = (
-        "How far samples differ: rms, over units, of the deviation from the mean over the batch. "
-        "Line, the amplitude of the input; points, outputs of weighted and normalising layers. "
-        "Points that fall in a straight line end where no sample can be told from another; "
+        "How far samples differ after each weighted or normalising layer: rms, over units, of the "
+        "deviation from the mean over the batch. Line, expected of these weights; points, this "
+        "batch. Points that fall in a straight line end where no sample can be told from another; "
         "in float32 rounding leaves a floor near 1e-8. An amplitude of 0 has no point."
     )
-    return _drawn("amplitude", "amplitude over the batch", source, measured, "input", caption)
+    quantity, layers = "amplitude over the batch", "weighted or normalising layer"
+    return _drawn("amplitude", quantity, predicted, measured, caption, layers)
 
 
-def _profile(name: str, quantity: str, predicted: Any, measured: Any) -> str:
+def _profile(name: str, quantity: str, predicted: Any, measured: Any, more: str = "") -> str:
     caption = f"{quantity.capitalize()}: line, expected of these weights; points, this batch."
-    return _drawn(name, quantity, predicted, measured, "predicted", caption)
+    return _drawn(name, quantity, predicted, measured, caption + more, "layer call")
 
 
 def _drawn(
@@ -240,23 +224,23 @@ def _drawn(
     quantity: str,
     line: Sequence[float],
     points: Sequence[float],
-    what: str,
     caption: str,
+    layers: str,
 ) -> str:
     alt = (
         f"{quantity.capitalize()} by layer: measured {shown(points[0])} at the first, "
-        f"{shown(points[-1])} at the last; {what} {shown(line[0])} and {shown(line[-1])}."
+        f"{shown(points[-1])} at the last; predicted {shown(line[0])} and {shown(line[-1])}."
     )
     positive = [value for value in (*line, *points) if value > 0]
 
     def draw(ax: Any) -> None:
         x = range(1, len(line) + 1)
-        plots.prediction(ax, x, line, what)
+        plots.prediction(ax, x, line, "predicted")
         ax.plot(x, points, "o", color="C0", markersize=4, label="measured")
         if positive and max(positive) > 10 * min(positive):
             ax.set_yscale("log")
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.set(xlabel="layer call", ylabel=quantity)
+        ax.set(xlabel=layers, ylabel=quantity)
         ax.legend()
 
     return _html.figure(_html.themed(plots.svg(draw, _html.STYLE, name), name, alt), caption)
@@ -267,7 +251,7 @@ def _tables(diagnosis: Diagnosis) -> list[str]:
     fields: dict[str, Callable[[Any], Any]] = {
         "rms": lambda r: r.rms,
         "predicted rms": lambda r: _root(expected.get((r.layer, r.kind, r.call))),
-        "saturated": lambda r: r.saturated,
+        "flat": lambda r: r.saturated,
         "dead": lambda r: r.dead,
         "gradient rms": lambda r: r.grad_rms,
         "not finite": lambda r: str((r.nonfinite or 0) + (r.grad_nonfinite or 0)),
@@ -276,21 +260,29 @@ def _tables(diagnosis: Diagnosis) -> list[str]:
         [r.layer or "(model)", r.kind, *(shown(get(r)) for get in fields.values())]
         for r in diagnosis.records
     ]
+    norms: dict[str, Callable[[Any], Any]] = {
+        "norm": lambda p: p.weight_norm,
+        "gradient": lambda p: p.grad_norm,
+        "update": lambda p: p.update_ratio,
+    }
+    said = "Norms, and the change of the optimizer's step relative to the weight"
+    if all(p.update_ratio is None for p in diagnosis.parameters):
+        said = "Norms; with an optimizer also how far its step moves each"
+        del norms["update"]
     weights = [
-        [p.parameter, *map(shown, (p.weight_norm, p.grad_norm, p.update_ratio))]
-        for p in diagnosis.parameters
+        [p.parameter, *(shown(get(p)) for get in norms.values())] for p in diagnosis.parameters
     ]
     return [
         "<h2>Layers</h2>",
         _html.table(
-            "Outputs, in the order of the forward pass", ["layer", "kind", *fields], rows, words=2
+            "Outputs, in the order of the forward pass; flat: the share of an activation's entries "
+            "where its slope is below a hundredth of its largest",
+            ["layer", "kind", *fields],
+            rows,
+            words=2,
         ),
         "<h2>Parameters</h2>",
-        _html.table(
-            "Norms, and the change of the optimizer's step relative to the weight",
-            ["parameter", "norm", "gradient", "update"],
-            weights,
-        ),
+        _html.table(said, ["parameter", *norms], weights),
     ]
 
 

@@ -65,7 +65,9 @@ def test_a_rate_that_is_no_number_spoils_the_first_weight():
     optimizer = torch.optim.SGD(model.parameters(), lr=float("nan"))
     (found,) = sk.diagnose(model, nets.table(), F.cross_entropy, optimizer).findings
     assert (found.code, found.layer) == ("non-finite", "0.weight")
-    assert found.measured == "768 entries are nan or infinite after the optimizer's step"
+    assert (
+        found.measured == "768 entries of 0.weight are nan or infinite after the optimizer's step"
+    )
     assert found.remedy.startswith("Lower the learning rate")
     assert all(p.isfinite().all() for p in model.parameters())
 
@@ -116,7 +118,7 @@ def test_an_overflow_of_unscaled_inputs_names_both():
 
 def test_sigmoids_that_are_gates_stay():
     (found, *_) = sk.diagnose(*sick.build("cnn-gated-tiny-weights")).findings
-    assert found.remedy == "Call `sk.lsuv(model, batch)`."
+    assert found.remedy == "Draw all weights again: `sk.lsuv(model, batch)`."
     (found, *_) = sk.diagnose(*sick.build("deep-sigmoid-6")).findings
     assert found.remedy.startswith("Replace the sigmoids between layers")
 
@@ -144,7 +146,7 @@ def test_one_number_in_a_million_weights_out_of_place_is_found():
     model = sick.poked(nets.stack([16, 1000, 1000, 4]), "2.weight", float("nan"))
     (found,) = sk.diagnose(model, nets.table(), F.cross_entropy).findings
     assert (found.code, found.layer) == ("non-finite", "2.weight")
-    assert found.measured == "1 entries of 2.weight are nan or infinite"
+    assert found.measured == "1 entry of 2.weight is nan or infinite"
 
 
 def test_plain_parameters_are_named():

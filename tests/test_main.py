@@ -47,6 +47,28 @@ def broken():
     return model, (x[:, :3], t), loss_fn
 
 value = 3
+
+def loader():
+    model, (x, t), loss_fn = net()
+    data = torch.utils.data.TensorDataset(x, t)
+    return model, torch.utils.data.DataLoader(data, 32), loss_fn
+
+def mapping():
+    model, (x, t), loss_fn = net()
+    return model, {"x": x}, loss_fn
+
+class Größe(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.größe = nn.Linear(16, 4)
+        self.größe.weight.data.fill_(float("nan"))
+
+    def forward(self, x):
+        return self.größe(x)
+
+def odd():
+    _, *rest = net()
+    return Größe(), *rest
 """
 
 
@@ -64,7 +86,7 @@ def source(tmp_path, monkeypatch):
 def test_a_healthy_model_gives_0(source, capsys):
     assert main(["diagnose", f"{source}:good"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("healthy: 3 layers, loss 1.")
+    assert out.startswith("healthy (3 layers, loss 1.")
     assert err == ""
 
 
@@ -93,6 +115,8 @@ def test_both_files_are_written(source, tmp_path, capsys):
         ("pair", "returned tuple of 2; expected (model, batch, loss_fn) or (model, batch, loss"),
         ("nothing", "returned NoneType; expected (model, batch, loss_fn)"),
         ("broken", "forward of layer '0' raised RuntimeError: mat1 and mat2"),
+        ("loader", "got DataLoader; take one batch of it: next(iter(loader))"),
+        ("mapping", "got dict; a mapping goes first: (mapping, targets)"),
         ("a b", "is not of the form FILE.py:FACTORY"),
         ("", "is not of the form FILE.py:FACTORY"),
     ],
@@ -145,12 +169,10 @@ def test_a_missing_file_or_folder_gives_2(source, tmp_path, capsys):
 
 
 def test_a_report_that_cannot_be_written_leaves_nothing(source, tmp_path, capsys, monkeypatch):
-    from stabilitykit import report
-
     def full(*_):
         raise OSError(28, "No space left on device", "r.html")
 
-    monkeypatch.setattr(report.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     assert main(["diagnose", f"{source}:good", "--html", str(tmp_path / "r.html")]) == 2
     assert "r.html cannot be written" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["helper.py", "train.py"]
@@ -212,6 +234,43 @@ def test_output_that_cannot_be_written_gives_2_and_one_line(source):
         error = process.communicate()[1]
     assert error == "stabilitykit: standard output cannot be written: No space left on device\n"
     assert process.returncode == 2
+
+
+def test_names_that_the_terminal_cannot_spell_are_escaped(source, tmp_path):
+    html = tmp_path / "r.html"
+    command = [sys.executable, "-m", "stabilitykit", "diagnose", f"{source}:odd"]
+    run = subprocess.run(
+        [*command, "--html", str(html)],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, run.stderr) == (1, "")
+    assert r"non-finite at gr\xf6\xdfe.weight" in run.stdout
+    assert "größe.weight" in html.read_text(encoding="utf-8")
+
+
+def test_numbers_can_go_to_standard_output(source, capsys):
+    assert main(["diagnose", f"{source}:dead", "--json", "-"]) == 1
+    assert json.loads(capsys.readouterr().out)["findings"][0]["code"] == "dead-units"
+    assert main(["diagnose", f"{source}:dead", "--html", "-"]) == 1
+    assert capsys.readouterr().out.startswith("<!doctype html>")
+
+
+def test_two_reports_are_two_files(source, tmp_path, capsys):
+    same = str(tmp_path / "r")
+    assert main(["diagnose", f"{source}:good", "--html", same, "--json", same]) == 2
+    assert f"--html and --json both name {same}" in capsys.readouterr().err
+    assert not os.path.exists(same)
+
+
+def test_the_file_finds_its_own_arguments(tmp_path, capsys):
+    path = tmp_path / "argued.py"
+    path.write_text("import sys\nraise ValueError(sys.argv)\n")
+    mine = list(sys.argv)
+    assert main(["diagnose", f"{path}:make"]) == 2
+    assert f"ValueError: ['{path}']" in capsys.readouterr().err
+    assert sys.argv == mine
 
 
 def test_a_file_that_cannot_be_written_is_named_as_given(source, capsys):

@@ -18,6 +18,7 @@ from zoo import healthy, nets, sick
 
 import stabilitykit as sk
 from stabilitykit import report
+from stabilitykit._files import write
 from stabilitykit._findings import CODES, PAGES, QUANTITIES, finding
 
 EVIL = """<img src=x onerror=alert(1)>&"'"""
@@ -82,7 +83,7 @@ class Reader(HTMLParser):
 
 def test_text_says_every_finding_in_full(ill):
     text = " ".join(printed(report.text(ill)).split())
-    assert text.startswith("2 findings: 25 layers, loss 1.")
+    assert text.startswith("2 findings (25 layers, loss 1.")
     for one in ill.findings:
         assert one.code in text
         assert QUANTITIES[one.code] in text
@@ -94,14 +95,14 @@ def test_text_says_every_finding_in_full(ill):
 
 
 def test_text_of_a_healthy_model_is_one_line(well):
-    assert re.fullmatch(r"healthy: 7 layers, loss \d\.\d+\n", printed(report.text(well)))
+    assert re.fullmatch(r"healthy \(7 layers, loss \d\.\d+\)\n", printed(report.text(well)))
 
 
 def test_names_are_not_read_as_markup():
-    one = finding("dead-units", "[red]x[/nope]", 1.0, 0.6, "Do `a[0]` now.")
+    one = finding("dead-units", "[red]x[/nope]", 1.0, 0.6, "Do: `a[0]; b[/c]`.")
     text = printed(report.text(sk.Diagnosis((one,), 1.0, (), (), None)))
     assert "[red]x[/nope]" in text
-    assert "Do a[0] now." in text
+    assert "  Do:\n    a[0]\n    b[/c]\n" in text
     assert "[red]x[/nope]" in printed(report.table(sk.Diagnosis((one,), 1.0, (), (), None)), 200)
 
 
@@ -113,17 +114,18 @@ def test_what_a_narrow_terminal_wraps_stays_indented(ill):
     assert len(under) > 8
     assert all(line.startswith("  ") and line == line.rstrip() for line in under)
     assert all(len(line) <= 40 for line in under)
-    whole = f"  {one.remedy.replace('`', '')}"
-    assert whole in printed(report.text(diagnosis), 400).splitlines()
-    assert whole in printed(report.text(diagnosis), 40, soft_wrap=True).splitlines()
+    words, call, _ = one.remedy.split("`")
+    whole = f"  {words.strip()}\n    {call}\n"
+    assert whole in printed(report.text(diagnosis), 400)
+    assert whole in printed(report.text(diagnosis), 40, soft_wrap=True)
 
 
 def test_the_severity_is_said_in_words(ill):
-    for severity in ("error", "warning"):
+    for severity, said in (("error", "mend this"), ("warning", "training may be slow")):
         one = dataclasses.replace(ill.findings[0], severity=severity)
         diagnosis = dataclasses.replace(ill, findings=(one,))
         assert f", {severity}\n" in printed(report.text(diagnosis), 200)
-        assert f"<dd>{severity}: the model " in report.to_html(diagnosis)
+        assert f"<dd>{severity}: {said}" in report.to_html(diagnosis)
 
 
 def test_names_cannot_steer_a_terminal():
@@ -141,9 +143,9 @@ def test_names_cannot_steer_a_terminal():
 
 
 def test_what_theory_does_not_predict_is_left_out():
-    one = finding("dead-units", "0", 1.0, 0.6, "Do `this`.")
+    one = finding("dead-units", "0", 1.0, 0.6, "Do: `this`.")
     diagnosis = sk.Diagnosis((one,), 1.0, (), (), None)
-    assert "measured 1, expected 0.6\n  Do this." in printed(report.text(diagnosis))
+    assert "measured 1, expected 0.6\n  Do:\n    this\n" in printed(report.text(diagnosis))
     assert "<dt>predicted</dt>" not in report.to_html(diagnosis)
     assert "weights" not in report.to_html(diagnosis)
     assert json.loads(diagnosis.to_json())["findings"][0]["predicted"] is None
@@ -177,7 +179,7 @@ def test_the_table_has_a_row_a_finding(ill):
     table = ill.table()
     assert table.row_count == len(ill.findings) == 2
     cells = [column.header for column in table.columns]
-    assert cells == ["code", "layer", "measured", "expected", "predicted", "remedy", "page"]
+    assert cells == ["code", "layer", "measured", "expected", "predicted", "remedy"]
     predicted = [str(cell) for cell in table.columns[4].cells]
     assert predicted == [f"{one.predicted:.3g}" for one in ill.findings]
     assert all(f"{one.predicted:.3g}" in report.to_html(ill) for one in ill.findings)
@@ -305,9 +307,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, well, pages, monkeypatc
     def torn(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(report.os, "replace", torn)
+    monkeypatch.setattr(os, "replace", torn)
     with pytest.raises(OSError, match="disk full"):
-        report.write(path, "half")
+        write(path, "half")
     assert path.read_text(encoding="utf-8") == whole
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 

@@ -82,9 +82,9 @@ def report(diagnosis):
 
 report(before)
 #> vanishing-signal at linears.0
-#> Replace the sigmoids between layers by nn.ReLU(), then call `sk.lsuv(model, batch)`.
+#> Replace the sigmoids between layers by nn.ReLU(), then draw all weights again: `sk.lsuv(model, batch)`.
 #> vanishing-gradient at linears.18
-#> Replace the sigmoids between layers by nn.ReLU(), then call `sk.lsuv(model, batch)`.
+#> Replace the sigmoids between layers by nn.ReLU(), then draw all weights again: `sk.lsuv(model, batch)`.
 print("less than a millionth left:", all(f.measured < 1e-6 for f in before.findings))
 #> less than a millionth left: True
 

@@ -191,20 +191,22 @@ def examine(model):
 
 
 before = examine(patient)
-#> 2 findings: 12 layers, loss 2.3
+#> 2 findings (12 layers, loss 2.3)
 #>
 #> vanishing-signal at linears.0, warning
 #>   amplitude at the last hidden layer, relative to the input's:
 #>   measured 0.00013, expected 1, predicted for these weights 0.00012
 #>   The scale of weights and biases explains it.
-#>   Call sk.lsuv(model, batch).
+#>   Draw all weights again:
+#>     sk.lsuv(model, batch)
 #>   page: docs/signal/kaiming.md in stabilitykit's repository
 #>
 #> vanishing-gradient at linears.9, warning
 #>   gradient at the first layer, relative to the last hidden one's:
 #>   measured 0.00039, expected 1, predicted for these weights 0.00031
 #>   The scale of weights and biases explains it.
-#>   Call sk.lsuv(model, batch).
+#>   Draw all weights again:
+#>     sk.lsuv(model, batch)
 #>   page: docs/signal/vanishing-exploding.md in stabilitykit's repository
 
 # %% [markdown]
@@ -280,7 +282,7 @@ healthy = scaled(make(), gain)
 
 # %%
 after = examine(healthy)
-#> healthy: 12 layers, loss 2.53
+#> healthy (12 layers, loss 2.53)
 
 # Claim: The report has two findings for the patient, and none once its weights have the
 # gain of ReLU.
@@ -331,20 +333,22 @@ print(f"gain forward {sigmoid.forward:.2f}, backward {sigmoid.backward:.2f}")
 #> gain forward 1.85, backward 4.72
 other = scaled(make("sigmoid"), sigmoid.forward)
 found = examine(other)
-#> 2 findings: 12 layers, loss 3.01
+#> 2 findings (12 layers, loss 3.01)
 #>
 #> vanishing-signal at linears.1, warning
 #>   amplitude at the last hidden layer, relative to the input's:
 #>   measured 0.000241, expected 1, predicted for these weights 0.000275
 #>   The scale of weights and biases explains it.
-#>   Replace the sigmoids between layers by nn.ReLU(), then call sk.lsuv(model, batch).
+#>   Replace the sigmoids between layers by nn.ReLU(), then draw all weights again:
+#>     sk.lsuv(model, batch)
 #>   page: docs/signal/kaiming.md in stabilitykit's repository
 #>
 #> vanishing-gradient at linears.9, warning
 #>   gradient at the first layer, relative to the last hidden one's:
 #>   measured 0.000171, expected 1, predicted for these weights 0.000179
 #>   The scale of weights and biases explains it.
-#>   Replace the sigmoids between layers by nn.ReLU(), then call sk.lsuv(model, batch).
+#>   Replace the sigmoids between layers by nn.ReLU(), then draw all weights again:
+#>     sk.lsuv(model, batch)
 #>   page: docs/signal/vanishing-exploding.md in stabilitykit's repository
 print(f"accuracy {train_it(other, epochs=5).test_accuracies[-1]:.1f}")
 #> accuracy 0.1
@@ -403,7 +407,7 @@ variances = [linear.weight.var().item() * 64 for linear in third.linears[1:10]]
 print(f"1. n·Var(w) between {min(variances):.1f} and {max(variances):.1f}")
 #> 1. n·Var(w) between 1.8 and 2.8
 result = examine(third)
-#> healthy: 12 layers, loss 2.55
+#> healthy (12 layers, loss 2.55)
 
 # %% [markdown]
 # About 2, as derived, and not the same everywhere: the call looks at these weights and these images.
