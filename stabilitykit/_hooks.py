@@ -53,7 +53,7 @@ class Hooks:
         self._frames: dict[nn.Module, Frame] = {model: self._root}
         self._children: list[tuple[nn.Module, list[nn.Module | None]]] = []
         self._eager = False
-        self._last: Seen | None = None  # the output of the layer before
+        self.last: Seen | None = None  # the output of the layer before
         self._paused = False  # whether the watch is off, in a module where it would see nothing
         self._backward = -1  # autograd's number of the last backward pass
 
@@ -98,7 +98,7 @@ class Hooks:
         if self._stack and self._thread.get("of") == get_ident() and not running(self.outermost):
             self._unwatch()
         self.step = Step()
-        self._last = None
+        self.last = None
         self._backward = -1
         for remove in self._removals:
             remove()
@@ -146,8 +146,8 @@ class Hooks:
             self.step.started = True
             key = frame.name, ""  # which is the kind of no layer
             call = self.step.counts[key] = self.step.counts.get(key, -1) + 1
-            for tensor in tensors((args, kwargs)):
-                with Quiet():
+            with Quiet():
+                for tensor in tensors((args, kwargs)):
                     self.step.inputs.append((frame.name, call, self.ledger.moments(plain(tensor))))
         elif not self.step.without_graph:
             return False
@@ -188,10 +188,12 @@ class Hooks:
         """Run a functional activation; its module, if it has one of its own, makes the record."""
         frame = self._stack[-1] if self._stack else None
         z = args[0] if args else kwargs.get("input")
-        if frame is None or not has_values(z):
+        with quiet(z):
+            plain = frame is not None and has_values(z)
+        if frame is None or not plain:
             return function(*args, **kwargs)
         # Now: it may work in place.
-        flatness = flatness_of(self.ledger, self._last, self.channels_first, function, args, kwargs)
+        flatness = flatness_of(self.ledger, self.last, self.channels_first, function, args, kwargs)
         output = function(*args, **kwargs)
         if flatness.whole is not None:
             flatness = flatness._replace(result=weakref.ref(output))
@@ -234,7 +236,7 @@ class Hooks:
     def _seen(self, tensor: Tensor, inner: Tensor, flatness: Flatness) -> Seen:
         """The moments of an output, which may be known by now."""
         version = 0 if tensor.is_inference() else tensor._version  # such tensors have none
-        last = self._last
+        last = self.last
         if last is not None and last.tensor() is tensor and last.version == version:
             return last  # as from dropout that drops nothing
         sample: Sample | None = None
@@ -249,7 +251,7 @@ class Hooks:
             sample = self.ledger.last
         seen = Seen(weakref.ref(tensor), version, written, sample, self.ledger.drained, [])
         if not tensor.is_inference():
-            self._last = seen
+            self.last = seen
         return seen
 
     def _gradient(self, step: Step, box: list[Call], gradient: Tensor) -> None:

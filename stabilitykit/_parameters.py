@@ -73,7 +73,6 @@ class ParameterMeter:
         self.clear()
         self._known, self._samples, self._modules = [], [], []
 
-    @torch.no_grad()
     def before(self) -> None:
         """Write down weights and gradients, and keep a copy of the (sampled) weights."""
         self.clear()
@@ -147,7 +146,6 @@ class ParameterMeter:
         if small[0]:
             torch._foreach_copy_(*small)
 
-    @torch.no_grad()
     def after(self, gradients: bool) -> None:
         """Write down how far the weights moved since `before`.
 
@@ -164,7 +162,6 @@ class ParameterMeter:
                 seen.flat = flattened(seen.weight)
         self._copy(updated, [seen.after for seen in updated])
 
-    @torch.no_grad()
     def reduce(self) -> None:
         """What is still samples, as numbers in the ledger."""
         for group, before, after in self._samples if self.seen else []:
@@ -239,7 +236,6 @@ class ParameterMeter:
                 found[index] = total, round(bad)
         return found
 
-    @torch.no_grad()
     def read(self, step: int, collective: bool = True) -> list[ParameterRecord]:
         """The records, after the ledger was read.
 

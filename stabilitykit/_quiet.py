@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch, _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd import forward_ad
 
 from stabilitykit._samples import has_values
 from stabilitykit._sharded import PLAIN, local
@@ -44,6 +45,7 @@ def quiet(tensor: Any) -> AbstractContextManager[None]:
         or _len_torch_function_stack()
         or _len_torch_dispatch_stack()
         or transforming()
+        or forward_ad._current_level >= 0
     ):
         return Quiet()
     return _WithoutGrad() if torch.is_grad_enabled() else _NOTHING
@@ -62,13 +64,15 @@ class _WithoutGrad:
 class Quiet:
     """Without autograd, modes, and the transforms of torch.func, whose results die with them."""
 
-    __slots__ = ("_dispatch", "_grad", "_modes", "_transforms")
+    __slots__ = ("_dispatch", "_forward", "_grad", "_modes", "_transforms")
 
     def __enter__(self) -> None:
         self._grad = torch.is_grad_enabled()
         self._modes = torch._C.DisableTorchFunction()
         self._modes.__enter__()
         torch._C._set_grad_enabled(False)  # which the modes would see, too
+        self._forward = torch._C._is_fwd_grad_enabled()
+        torch._C._set_fwd_grad_enabled(False)
         self._dispatch: Any = None
         if _len_torch_dispatch_stack():  # as where a checkpoint keeps some results
             self._dispatch = torch._C._DisableTorchDispatch()
@@ -83,6 +87,7 @@ class Quiet:
             self._transforms.__exit__(None, None, None)
         if self._dispatch is not None:
             self._dispatch.__exit__(None, None, None)
+        torch._C._set_fwd_grad_enabled(self._forward)
         torch._C._set_grad_enabled(self._grad)
         self._modes.__exit__(None, None, None)
 

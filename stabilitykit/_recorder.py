@@ -13,7 +13,7 @@ from stabilitykit._calls import Call
 from stabilitykit._hooks import Hooks
 from stabilitykit._ledger import Ledger
 from stabilitykit._parameters import ParameterMeter
-from stabilitykit._quiet import in_backward
+from stabilitykit._quiet import Quiet, in_backward
 from stabilitykit._records import NonFinite, ParameterRecord, Record, scalars
 from stabilitykit._samples import SAMPLE
 from stabilitykit._switches import Hook, running
@@ -129,12 +129,14 @@ class Recorder:
         if self.hooks.attached:
             self._updating = True  # a closure may call the model
             self._gradients = self.hooks.step.gradients
-            self.meter.before()
+            with Quiet():
+                self.meter.before()
 
     def _after_update(self, *_: Any) -> None:
         self._updating = False
         if self.hooks.attached:
-            self.meter.after(self.hooks.step.gradients > self._gradients)
+            with Quiet():
+                self.meter.after(self.hooks.step.gradients > self._gradients)
             self._close()
         else:
             self.step += 1
@@ -142,7 +144,8 @@ class Recorder:
 
     def _on_gradient(self, task: int) -> None:
         if self.scaler is not None:
-            self._write_scale()
+            with Quiet():
+                self._write_scale()
         if self.optimizer is None and task != -1:
             # Twice, so that it runs after what DistributedDataParallel queues meanwhile.
             engine = torch.autograd.Variable._execution_engine
@@ -150,9 +153,9 @@ class Recorder:
 
     def _after_backward(self) -> None:
         if self._running and self.hooks.step.started:
-            self.meter.before()
+            with Quiet():
+                self.meter.before()
 
-    @torch.no_grad()
     def _write_scale(self) -> None:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         scale = self.scaler.scale(torch.ones((1, 1), device=device))
@@ -169,12 +172,12 @@ class Recorder:
     def _close(self, collective: bool = True) -> None:
         """Read the step, make its records, and begin the next."""
         step, number = self.hooks.step, self.step
-        with torch.no_grad():
+        with Quiet():
             if not self.meter.seen:
                 self.meter.before()
             self.meter.reduce()
             self.ledger.read()
-        parameters = self.meter.read(number, collective)
+            parameters = self.meter.read(number, collective)
         scale = self.ledger.value(self._scale) if self._scale is not None else 1.0
         doubtful = self.ledger.mode == "hybrid" and any(p.grad_nonfinite for p in parameters)
         records = [self._record(number, call, scale or 1.0, doubtful) for call in step.calls]

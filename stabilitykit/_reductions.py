@@ -122,7 +122,7 @@ def reduce_ends(
         columns.append(ends if low is None else ends + function(low.clone()) * 0)
     sums = high.new_zeros((len(counts), len(columns)))
     sums.index_add_(0, owners, torch.stack(columns, dim=1))
-    return sums / counts[:, None]
+    return double(sums) / counts[:, None]
 
 
 def reduce_update(before: Tensor, after: Tensor) -> Tensor:

@@ -45,6 +45,13 @@ def follow(tensor: Tensor, hook: Hook) -> Callable[[], Any]:
     return partial(hooks.pop, id(hook), None)
 
 
+# Ways to a tensor's memory, through which it can be changed without a new version.
+_PAST_VERSIONS = {
+    *(Tensor.data.__get__, Tensor.data.__set__),  # type: ignore[attr-defined]
+    *(Tensor.numpy, Tensor.data_ptr, Tensor.untyped_storage, Tensor.__dlpack__),
+}
+
+
 class Watch(TorchFunctionMode):
     """Sees the functional activations, which no module hook does."""
 
@@ -59,6 +66,8 @@ class Watch(TorchFunctionMode):
         layout = LAYOUTS.get(func)
         if layout is not None:
             self.hooks.channels_first = layout
+        elif func in _PAST_VERSIONS:
+            self.hooks.last = None
         return func(*args, **kwargs)
 
 

@@ -42,7 +42,8 @@ class Probe:
     threads at once, those of the thread that came first are recorded.
 
     Layers are the modules without children, multi-head attention, and the functional activations
-    (named by the module that calls them), but for those that torch.jit made. The model trains as it
+    (named by the module that calls them), but for those that torch.jit made and those whose output
+    holds no dense tensor of floats. The model trains as it
     would without the probe: nothing is replaced, random numbers and gradients stay the same, and at
     the end of the `with` block, by whatever way it is left, no hook remains; in copies that are
     made or saved meanwhile the hooks do nothing. While a step is recorded, compiled modules run

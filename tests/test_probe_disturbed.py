@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import stabilitykit as sk
 
@@ -415,6 +416,33 @@ def test_modes_within_and_around_a_model_see_what_they_would():
     assert model.telling.seen.count(nn.functional.linear) == 1
     assert around.seen.count(nn.functional.linear) == 2
     assert [r.layer for r in probe.records] == LAYERS
+
+
+class Placed(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", [Telling, Placed])
+@pytest.mark.parametrize("optimizing", [True, False])
+def test_modes_around_a_step_do_not_see_the_probe_at_work(kind, optimizing):
+    def step(watched):
+        model, x = net(), torch.ones(8, 6)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        probe = sk.Probe(model, optimizer if optimizing else None)
+        with probe if watched else contextlib.nullcontext(), kind() as mode:
+            for _ in range(2):
+                optimizer.zero_grad()
+                model(x).sum().backward()
+                optimizer.step()
+        return mode.seen
+
+    assert step(True) == step(False)
 
 
 def through(module, x):

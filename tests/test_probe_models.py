@@ -6,10 +6,12 @@ import math
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import (
@@ -856,3 +858,65 @@ def test_an_input_changed_between_layer_and_activation():
     assert records[0].rms < 5
     assert records[1].saturated == 1
     assert records[1].rms == pytest.approx(1)
+
+
+class Clamped(nn.Module):
+    """Changes what it gets past its version."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        if self.how == "data":
+            x.data.clamp_(-0.1, 0.1)
+        elif self.how == "detached data":
+            x.detach().data.clamp_(-0.1, 0.1)
+        else:
+            np.clip(x.detach().numpy(), -0.1, 0.1, out=x.detach().numpy())
+        return x
+
+
+@pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
+@pytest.mark.parametrize("how", ["data", "detached data", "numpy"])
+def test_a_change_past_the_version_is_seen(how, mode):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), Clamped(how), nn.ReLU(), nn.Linear(64, 4))
+    with sk.Probe(model, mode=mode) as probe:
+        model(torch.randn(400, 16)).sum().backward()
+    linear, clamped, relu, _ = (record.rms for record in probe.records)
+    assert linear > 0.3
+    assert 0.05 < clamped <= 0.1
+    assert 0.03 < relu < clamped
+
+
+@pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
+def test_a_hook_that_changes_an_output_past_its_version_is_seen(mode):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 4))
+
+    def treble(module, args, output):
+        output.data.mul_(3)
+
+    with sk.Probe(model, mode=mode) as probe:
+        handle = model[0].register_forward_hook(treble)
+        model(torch.randn(400, 16)).sum().backward()
+    handle.remove()
+    linear, relu, _ = (record.rms for record in probe.records)
+    assert relu == pytest.approx(3 * linear / 2**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
+def test_derivatives_in_forward_mode(mode):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    x, direction = torch.randn(300, 8), torch.randn(300, 8)
+    _, expected = torch.func.jvp(model, (x,), (direction,))
+    with sk.Probe(model, mode=mode) as probe, forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(model(forward_ad.make_dual(x, direction))).tangent
+        assert torch._C._is_fwd_grad_enabled()
+    assert torch.equal(tangent, expected)
+    assert [(record.layer, record.kind) for record in probe.records] == [
+        ("0", "linear"), ("1", "relu"), ("2", "linear"),
+    ]  # fmt: skip
+    assert all(record.rms > 0 for record in probe.records)
