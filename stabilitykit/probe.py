@@ -43,14 +43,13 @@ class Probe:
 
     Layers are the modules without children, multi-head attention, and the functional activations
     (named by the module that calls them), but for those that torch.jit made and those whose output
-    holds no dense tensor of floats. The model trains as it
-    would without the probe: nothing is replaced, random numbers and gradients stay the same, and at
-    the end of the `with` block, by whatever way it is left, no hook remains; in copies that are
-    made or saved meanwhile the hooks do nothing. While a step is recorded, compiled modules run
-    eagerly. The host waits for the device once in a recorded step, once more where FSDP shards the
-    parameters, whose numbers are then those of the whole model, and once more where a weight or a
-    gradient is not finite or has just become too small or large for float32's squares. All else is
-    of this process.
+    holds no dense tensor of floats. The model trains as it would without the probe: nothing is
+    replaced, random numbers and gradients stay the same, and at the end of the `with` block, by
+    whatever way it is left, no hook remains; in copies that are made or saved meanwhile the hooks
+    do nothing. While a step is recorded, compiled modules run eagerly. The host waits for the
+    device once in a recorded step, once more where FSDP shards the parameters, whose numbers are
+    then those of the whole model, and once more where a weight or a gradient is not finite or has
+    just become too small or large for float32's squares. All else is of this process.
 
     Modes:
         sampled: every number from 1,024 entries spread evenly over the tensor; no `dead`.

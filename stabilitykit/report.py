@@ -40,9 +40,9 @@ def table(diagnosis: Diagnosis) -> Table:
     """The findings, one a row, for `rich.print`; where there is little room, `text` is better.
 
     Examples:
-        >>> from stabilitykit._findings import finding
-        >>> found = finding("dead-units", "0", 1.0, 0.6, "Do `this`.")
-        >>> table(Diagnosis((found,), 1.0, (), (), None)).row_count
+        >>> import stabilitykit as sk
+        >>> found = sk.Finding("dead-units", "0", 1.0, 0.6, "error", "Do: `this`.", "signal/seeds/")
+        >>> table(sk.Diagnosis((found,), 1.0, (), (), None)).row_count
         1
     """
     grid = Table(
@@ -64,7 +64,8 @@ def text(diagnosis: Diagnosis) -> Group:
 
     Examples:
         >>> import rich
-        >>> rich.print(text(Diagnosis((), 0.5, (), (), None)))
+        >>> import stabilitykit as sk
+        >>> rich.print(text(sk.Diagnosis((), 0.5, (), (), None)))
         healthy (0 layers, loss 0.5)
     """
     style = "green" if diagnosis.healthy else "bold"
@@ -91,23 +92,26 @@ def _plain(value: Any) -> Any:
 
 
 def to_json(diagnosis: Diagnosis) -> str:
-    """Everything in the diagnosis, as JSON.
+    """Everything in the diagnosis, as one JSON object.
 
-    Keys:
-        healthy: true or false.
-        loss: a number.
-        findings: a list of objects with the fields of `Finding`.
-        layers: of every layer call the fields of `Record`; "predicted" holds those of its
-            `LayerPrediction`, or null.
-        parameters: the fields of `ParameterRecord`.
-        signals: of every weighted or normalising layer call, its layer, kind and call, whether it
-            is weighted, its number of units, and the amplitude before it (source) and after it.
-        not_modelled: names of the layers that theory does not model.
+    Its keys:
+
+    - healthy: true or false.
+    - loss: a number.
+    - findings: a list of objects with the fields of `Finding`.
+    - layers: of every layer call the fields of `Record`; "predicted" holds those of its
+      `LayerPrediction`, or null.
+    - parameters: the fields of `ParameterRecord`.
+    - signals: of every weighted or normalising layer call, its layer, kind and call, whether it
+      is weighted, its number of units, and the amplitude before it (source) and after it.
+    - not_modelled: names of the layers that theory does not model.
 
     A number that is not finite is a string, "nan", "inf" or "-inf".
 
     Examples:
-        >>> json.loads(to_json(Diagnosis((), float("nan"), (), (), None)))["loss"]
+        >>> import json
+        >>> import stabilitykit as sk
+        >>> json.loads(to_json(sk.Diagnosis((), float("nan"), (), (), None)))["loss"]
         'nan'
     """
     expected = _expected(diagnosis)
@@ -138,7 +142,8 @@ def to_html(diagnosis: Diagnosis) -> str:
     """One HTML document: figures inline, no script, no request to anywhere, light and dark.
 
     Examples:
-        >>> page = to_html(Diagnosis((), 0.5, (), (), None))
+        >>> import stabilitykit as sk
+        >>> page = to_html(sk.Diagnosis((), 0.5, (), (), None))
         >>> "<script" in page, "http" in page.replace("http-equiv", "")
         (False, False)
     """

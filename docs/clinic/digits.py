@@ -35,8 +35,9 @@ for name, images in {"all images": data.train_x, "the batch": batch[0]}.items():
 
 # %% [markdown]
 # We learn from all images and measure on a batch of 64. Each pixel is standardised to mean 0 and
-# variance 1, so the inputs are not the cause. (Some pixels are always empty, hence `0.9`.) One function
-# makes a network, one trains it. Every treatment uses both, so that whatever differs is the treatment.
+# variance 1, so the inputs are not the cause. (Some pixels are always empty, hence `0.9`; in these 64
+# images a few rare pixels weigh more, hence `1.2`.) One function makes a network, one trains it. Every
+# treatment uses both, so that whatever differs is the treatment.
 
 # %%
 def make(activation="relu", linears=11, seed=0):
@@ -97,18 +98,18 @@ print(f"the mean square settles at {float(field.fixed_point()):.4f}")
 
 # %% [markdown]
 # The mean square also counts what all images share. What **differs** between two of them is
-# $q\,(1 - c)$, half their squared distance, with $c$ the cosine of the angle between them. Assume that
+# $q\,(1 - c)$, half their squared distance, with $c$ their correlation over the units. Assume that
 # two images start unrelated, with $c = 0$; the biases are the same for both. For two normal variables of
-# variance $q$ and cosine $c$, ReLU keeps of their product $\tfrac q2\,\kappa(c)$ with
-# $\kappa(c) = \big(\sqrt{1 - c^2} + (\pi - \arccos c)\,c\big)/\pi$ (Cho and Saul, 2009). Layer by layer:
+# variance $q$ and correlation $c$, ReLU keeps of their product $\tfrac q2\,s(c)$ with
+# $s(c) = \big(\sqrt{1 - c^2} + (\pi - \arccos c)\,c\big)/\pi$ (Cho and Saul, 2009). Layer by layer:
 
 # %%
-cosines = [bias_var / start]
+correlations = [bias_var / start]
 for q, after in zip(lengths, lengths[1:]):
-    c = cosines[-1]
-    kappa = (np.sqrt(1 - c**2) + (np.pi - np.arccos(c)) * c) / np.pi
-    cosines.append((weight_var * q / 2 * kappa + bias_var) / after)
-differs = lengths * (1 - np.array(cosines))
+    c = correlations[-1]
+    share = (np.sqrt(1 - c**2) + (np.pi - np.arccos(c)) * c) / np.pi
+    correlations.append((weight_var * q / 2 * share + bias_var) / after)
+differs = lengths * (1 - np.array(correlations))
 print(f"all of it, then what differs: {lengths[-1]:.0e}, {differs[-1]:.0e}")
 #> all of it, then what differs: 6e-03, 1e-08
 
@@ -213,9 +214,9 @@ before = examine(patient)
 # Two findings. Read them with the figure: both amplitudes (not squares) are far from 1, and the fall
 # begins at the first place, seen in the direction of travel: forwards at `linears.0`, backwards at
 # `linears.9`. When all layers are alike, all are at fault. (Twelve layers: the activation counts as one.)
-# A warning, not an error: the model learns badly, if at all, and the report cannot tell which. Beside
-# each number stands what theory predicts of these very weights, from their sizes alone. The next
-# section derives it.
+# A warning, not an error: with such numbers one model trains slowly and another not at all, and one
+# step cannot tell which. Beside each number stands what theory predicts of these very weights, from
+# their sizes alone. The next section derives it.
 #
 # ## Name the cause
 #
@@ -410,7 +411,7 @@ result = examine(third)
 #> healthy (12 layers, loss 2.55)
 
 # %% [markdown]
-# About 2, as derived, and not the same everywhere: the call looks at these weights and these images.
+# About 2, as derived, and not the same everywhere: the call looks at its own draw, and at these images.
 
 # %%
 grown = sk.signal_profile(widths, "relu", weight_var=4.0, inputs=batch[0], seeds=50)
