@@ -76,9 +76,43 @@ def combine(
     return Law(values), place.reshape(ATOMS, ATOMS), float(both.square().mean())
 
 
+def mixture(laws: list[Law], shares: list[float]) -> tuple[Law, list[Tensor]]:
+    """The law of entries of several tensors, each up to its own scale.
+
+    Args:
+        laws: of the tensors.
+        shares: of the tensors in the sum of squares, so that what a homogeneous function makes of
+            that sum is exact.
+
+    Returns:
+        The law, and by tensor the atom into which each of its own falls [ATOMS].
+    """
+    whole = sum(shares)
+    mass = [share / whole if 0 < whole < torch.inf else 1 / len(laws) for share in shares]
+    values = torch.cat([law.values for law in laws])
+    chances = torch.tensor(mass, dtype=torch.float64).repeat_interleave(ATOMS) / ATOMS
+    order = values.argsort(stable=True)
+    reached = chances[order].cumsum(0)
+    points = (torch.arange(ATOMS * 8, dtype=torch.float64) + 0.5) / (ATOMS * 8)
+    drawn = values[order][torch.searchsorted(reached, points).clamp(max=len(values) - 1)]
+    place = torch.empty_like(order)
+    place[order] = ((reached - chances[order] / 2) * ATOMS).long().clamp(0, ATOMS - 1)
+    same = all(law.gaussian for law in laws)
+    return gaussian() if same else Law(_buckets(drawn)), list(place.split(ATOMS))
+
+
 def normalised(weights: Tensor | None) -> Tensor | None:
     """Weights of the atoms with mean 1; None, which stands for all equal, where all are 0."""
     if weights is None:
         return None
     mean = weights.mean()
     return weights / mean if mean > 0 else None
+
+
+def mixed_weights(parts: list[tuple[float, Tensor | None]]) -> Tensor | None:
+    """Weights of a gradient that is the sum of several of these sizes; None where all are even."""
+    if all(weights is None for _, weights in parts):
+        return None
+    one = torch.ones(ATOMS, dtype=torch.float64)
+    sizes = torch.tensor([size for size, _ in parts], dtype=torch.float64)
+    return normalised(sizes @ torch.stack([one if w is None else w for _, w in parts]))

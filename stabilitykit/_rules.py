@@ -163,7 +163,7 @@ def moved(
 
     def back() -> None:
         gradients = [r.gradient for r in results]
-        weights = [r.weights for r in results if r.gradient is not None]
+        weights = [(float(r.gradient.sum()), r.weights) for r in results if r.gradient is not None]
         if not weights:
             return
         shapes = [o.shape for o in outs]
@@ -175,7 +175,7 @@ def moved(
         gradient = adjoint(move, shape, *full)
         if gradient is not None and ends is not None:
             gradient = gradient * tape.agreement(*ends, lambda g: adjoint(move, shape, g))
-        state.receive(gradient, weights[0])
+        state.receive(gradient, _law.mixed_weights(weights))
 
     tape.step(back)
     return results[0] if isinstance(out, Tensor) else results
@@ -187,14 +187,8 @@ def _joined(
 ) -> State | None:
     parts = [tape.of(t) or State.measured(t, known=True) for t in tensors]
     extra = () if function.__name__ in ("hstack", "vstack") else (dim,)
-    scales = [max(p.scale, 0.0) ** 0.5 for p in parts]
-    atoms = [
-        (s * p.law.values).repeat(max(1, round(16 * p.square.numel() / out.numel())))
-        for s, p in zip(scales, parts, strict=True)
-    ]
     square = function([p.square for p in parts], *extra)
-    gaussian = all(p.law.gaussian for p in parts) and max(scales) <= 1.01 * min(scales)
-    law = _law.gaussian() if gaussian else _law.empirical(torch.cat(atoms))
+    law, places = _law.mixture([p.law for p in parts], [float(p.square.sum()) for p in parts])
     result = State(square, law, known=all(p.known for p in parts))
     whole = float(sum(p.square.sum() for p in parts))
     if dim % out.dim() and whole > 0 and all(p.apart is not None for p in parts):
@@ -211,7 +205,11 @@ def _joined(
                 fields[i] = field
                 return function(fields, *extra)
 
-            part.receive(adjoint(place, part.square.shape, gradient))
+            given, weights = adjoint(place, part.square.shape, gradient), result.weights
+            if given is not None and weights is not None:
+                weights = weights[places[i]]
+                given = given * float(weights.mean())
+            part.receive(given, _law.normalised(weights))
 
     tape.step(back)
     return result

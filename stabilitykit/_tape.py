@@ -91,12 +91,8 @@ class State:
         if self.gradient is None:
             self.gradient, self.weights = gradient, weights
             return
-        if weights is not None or self.weights is not None:
-            one = torch.ones(_law.ATOMS, dtype=torch.float64)
-            here, there = float(self.gradient.mean()), float(gradient.mean())
-            mine = one if self.weights is None else self.weights
-            other = one if weights is None else weights
-            self.weights = _law.normalised(mine * here + other * there)
+        here, there = float(self.gradient.mean()), float(gradient.mean())
+        self.weights = _law.mixed_weights([(here, self.weights), (there, weights)])
         self.gradient = self.gradient + gradient
 
     def pin(self, gradient: Field | None) -> None:

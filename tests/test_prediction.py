@@ -797,3 +797,49 @@ def test_what_an_activation_behind_an_average_passes_depends_on_the_entries(name
     for ratio in benchmark.compare(network, 256, 40, 20):
         assert ratio.error < 0.06, ratio
         assert abs(ratio.ratio - 1) < 0.05 + 3 * ratio.error, ratio
+
+
+class Between(nn.Module):
+    """What `function` makes of a linear layer's output, and linear layers to use in it."""
+
+    def __init__(self, function, width, outputs):
+        super().__init__()
+        self.one, self.two = nn.Linear(64, width), nn.Linear(width, width)
+        self.head, self.function = nn.Linear(outputs, width), function
+
+    def forward(self, x):
+        return self.head(self.function(self.one(x), self.two))
+
+
+def agrees(build, x, width=128, seeds=40, predictions=10, measured=()):
+    """Within 5 % and three standard errors, with these operations measured."""
+    network = benchmark.Network(lambda width: benchmark.drawn(build(width)), lambda: x)
+    for ratio in benchmark.compare(network, width, seeds, predictions, 1.0, measured):
+        assert ratio.error < 0.06, ratio
+        assert abs(ratio.ratio - 1) < 0.05 + 3 * ratio.error, ratio
+
+
+def seeded(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(2))
+
+
+def halves(h, _):
+    a, b = functional.gelu(h).chunk(2, 1)
+    return torch.cat([functional.relu(a), b], 1)
+
+
+relu = functional.relu
+JOINED = {
+    "two relus": lambda h, two: relu(torch.cat([relu(h), relu(two(h))], 1)),
+    "of two scales": lambda h, two: relu(torch.cat([relu(h), 3 * two(h)], 1)),
+    "gaussians of two scales": lambda h, two: torch.tanh(torch.cat([h, 5 * two(h)], 1)),
+    "stacked": lambda h, two: relu(torch.stack([relu(h), relu(two(h))], 1)).mean(1),
+    "halves that are read differently": halves,
+}
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_what_is_joined_and_split_keeps_which_entries_a_gradient_meets(name):
+    with torch.no_grad():
+        outputs = JOINED[name](torch.ones(2, 128), nn.Identity()).shape[1]
+    agrees(lambda width: Between(JOINED[name], width, outputs), seeded(64, 64))
