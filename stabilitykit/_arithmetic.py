@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from stabilitykit import _law
+from stabilitykit._fields import Field, adjoint, pointwise
 from stabilitykit._rules import rule
-from stabilitykit._tape import Field, State, Tape, adjoint, pointwise
+from stabilitykit._tape import State, Tape
 
 
 @rule("add", "radd", "iadd", "sub", "isub")
@@ -54,15 +55,16 @@ def _binary(tape: Tape, out: Tensor, a: Any, b: Any, operation: Any, alpha: floa
         return None  # two functions of the same entries
     if operation is not torch.mul and alpha != 1:
         return None
-    shape = out.shape
+    operands, shape = (left, right), out.shape
+    if operation is not torch.mul:  # of a sum there is one law
+        if left.known and a is out:
+            return None  # its values are overwritten
+        left, right = left.drawn(a), right.drawn(b)
     la, rb = left.square.expand(shape), right.square.expand(shape)
     constant = right.known and right.square.numel() == 1
     if operation is torch.mul:
         square = pointwise(lambda f: f * right.square, la) if constant else la * rb
-        factors = [  # of what is known, the squares by position have the sizes
-            1 - 2.0 * (state.law.values < 0) if state.known else state.law.values
-            for state in (left, right)
-        ]
+        factors = [left.law.values, right.law.values]
         law, place, _ = _law.combine(torch.mul, *factors)
         if (left.law.gaussian and right.known) or (right.law.gaussian and left.known):
             law = _law.gaussian()
@@ -102,7 +104,7 @@ def _binary(tape: Tape, out: Tensor, a: Any, b: Any, operation: Any, alpha: floa
             return
         weights = result.weights
         pairs = None if weights is None else weights[place]
-        for state, axis, other, factor in ((left, 1, right, b), (right, 0, left, a)):
+        for state, axis, other, factor in ((operands[0], 1, right, b), (operands[1], 0, left, a)):
             gradient = result.gradient.expand(shape)
             if operation is torch.mul:
                 gradient = gradient * other.square

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from stabilitykit import _law
+from stabilitykit._fields import Field, adjoint
 from stabilitykit._rules import moved, rule, weighted
 from stabilitykit._softmax import softmax_moments
-from stabilitykit._tape import Field, State, Tape, adjoint
+from stabilitykit._tape import State, Tape
 
 
 def gram(value: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor
 from stabilitykit import _law
 from stabilitykit._activations import Activation
 from stabilitykit._apart import through
+from stabilitykit._fields import Field, compact, pointwise
 from stabilitykit._gaussian import GaussianMeans
-from stabilitykit._tape import Field, State, Tape, compact, pointwise
+from stabilitykit._tape import State, Tape
 
 _GRID = 33  # variances at which an activation's moments are computed when positions differ
 

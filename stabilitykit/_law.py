@@ -101,6 +101,17 @@ def mixture(laws: list[Law], shares: list[float]) -> tuple[Law, list[Tensor]]:
     return gaussian() if same else Law(_buckets(drawn)), list(place.split(ATOMS))
 
 
+def by_rank(values: Tensor, gradient: Tensor, law: Law) -> Tensor | None:
+    """How a measured gradient's square goes with the ranks of values, by atom of their law."""
+    ordered = gradient.flatten()[values.flatten().argsort()].cpu()
+    if len(ordered) < ATOMS:
+        return None
+    place = torch.arange(len(ordered)) * ATOMS // len(ordered)
+    weights = torch.zeros(ATOMS, dtype=torch.float64)
+    weights[law.values.argsort()] = place.bincount(ordered) / place.bincount()
+    return normalised(weights) if weights.isfinite().all() else None
+
+
 def normalised(weights: Tensor | None) -> Tensor | None:
     """Weights of the atoms with mean 1; None, which stands for all equal, where all are 0."""
     if weights is None:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from stabilitykit import _law
 from stabilitykit._apart import apart
+from stabilitykit._fields import Field
 from stabilitykit._rules import rule
-from stabilitykit._tape import Field, State, Tape
+from stabilitykit._tape import State, Tape
 
 
 def _affine(state: State, weight: Field | None, bias: Field | None, out: Tensor) -> Any:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from stabilitykit import _law
-from stabilitykit._law import Law
+from stabilitykit._fields import Field, adjoint
 from stabilitykit._rules import rule
-from stabilitykit._tape import Field, State, Tape, adjoint
+from stabilitykit._tape import State, Tape
 
 
 def mixed(
@@ -44,22 +44,11 @@ def mixed(
             agreed = tape.agreement(*ends, lambda after: adjoint(mix, x.shape, after))
             weights, before = None, tape.measured(ends[0])
             if result.weights is not None and before is not None:
-                weights = _by_rank(relative, before, state.law)
+                weights = _law.by_rank(relative, before, state.law)
             state.receive(gradient * agreed, weights)
 
     tape.step(back)
     return result
-
-
-def _by_rank(values: Tensor, gradient: Field, law: Law) -> Tensor | None:
-    """How a measured gradient's square goes with the ranks of values, by atom of their law."""
-    ordered = gradient.flatten()[values.flatten().argsort()].cpu()
-    if len(ordered) < _law.ATOMS:
-        return None
-    place = torch.arange(len(ordered)) * _law.ATOMS // len(ordered)
-    weights = torch.zeros(_law.ATOMS, dtype=torch.float64)
-    weights[law.values.argsort()] = place.bincount(ordered) / place.bincount()
-    return _law.normalised(weights) if weights.isfinite().all() else None
 
 
 @rule(

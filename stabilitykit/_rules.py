@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from stabilitykit import _law
 from stabilitykit._apart import apart
-from stabilitykit._tape import Field, State, Tape, adjoint, dense, pointwise
+from stabilitykit._fields import Field, adjoint, dense, pointwise
+from stabilitykit._tape import State, Tape
 
 Rule = Callable[..., State | list[State] | None]
 RULES: dict[str, Rule] = {}
@@ -185,7 +186,8 @@ def moved(
 def _joined(
     tape: Tape, out: Tensor, tensors: Any, dim: int = 0, *, function: Any = None
 ) -> State | None:
-    parts = [tape.of(t) or State.measured(t, known=True) for t in tensors]
+    given = [tape.of(t) or State.measured(t, known=True) for t in tensors]
+    parts = [state.drawn(t) for state, t in zip(given, tensors, strict=True)]
     extra = () if function.__name__ in ("hstack", "vstack") else (dim,)
     square = function([p.square for p in parts], *extra)
     law, places = _law.mixture([p.law for p in parts], [float(p.square.sum()) for p in parts])
@@ -198,18 +200,18 @@ def _joined(
         if result.gradient is None:
             return
         gradient = result.gradient.expand(out.shape)
-        for i, part in enumerate(parts):
+        for i, part in enumerate(given):
 
             def place(field: Field, i: int = i) -> Field:
                 fields = [torch.zeros_like(p.square) for p in parts]
                 fields[i] = field
                 return function(fields, *extra)
 
-            given, weights = adjoint(place, part.square.shape, gradient), result.weights
-            if given is not None and weights is not None:
+            own, weights = adjoint(place, part.square.shape, gradient), result.weights
+            if own is not None and weights is not None:
                 weights = weights[places[i]]
-                given = given * float(weights.mean())
-            part.receive(given, _law.normalised(weights))
+                own = own * float(weights.mean())
+            part.receive(own, _law.normalised(weights))
 
     tape.step(back)
     return result

@@ -12,14 +12,8 @@ from torch import Tensor
 
 from stabilitykit import _law
 from stabilitykit._apart import apart, passed
+from stabilitykit._fields import Field, compact, dense, pointwise, pooled
 from stabilitykit._law import Law
-
-Field = Tensor
-
-
-def dense(tensor: Tensor) -> Tensor:
-    """The tensor with its zeros; what is expected of a sparse one counts them."""
-    return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
 class State:
@@ -27,7 +21,7 @@ class State:
 
     Attributes:
         square: E[x²], float64 of the tensor's shape.
-        law: how the entries spread, up to the scale.
+        law: how the entries spread, up to the root of the square.
         known: the values do not depend on any weight.
         space: shared by tensors whose entries are functions of the same entries.
         modelled: False where the square is a measured one.
@@ -53,10 +47,21 @@ class State:
 
     @classmethod
     def measured(cls, value: Tensor, *, known: bool = False, modelled: bool = True) -> State:
+        """Of what is known the square is that of each entry, and the law that of the signs."""
         value = dense(value.detach())
-        law = _law.empirical(value)
-        state = cls(value.double().square(), law, known=known, modelled=modelled)
-        state.apart = apart(value) if known else None
+        if not known:
+            return cls(*pooled(value), modelled=modelled)
+        signs = 1 - 2.0 * (value < 0)
+        state = cls(value.double().square(), _law.empirical(signs), known=True, modelled=modelled)
+        state.apart = apart(value)
+        return state
+
+    def drawn(self, value: Any) -> State:
+        """The same with entries that are draws, where they are known: for what mixes them."""
+        if not self.known or not isinstance(value, Tensor):
+            return self
+        state = State(*pooled(dense(value.detach())), known=True, modelled=self.modelled)
+        state.apart = self.apart
         return state
 
     @property
@@ -95,44 +100,10 @@ class State:
         self.weights = _law.mixed_weights([(here, self.weights), (there, weights)])
         self.gradient = self.gradient + gradient
 
-    def pin(self, gradient: Field | None) -> None:
+    def pin(self, gradient: Field | None, weights: Tensor | None = None) -> None:
         """Take a measured gradient for that of all readers, known or not."""
         if gradient is not None:
-            self.gradient, self.weights, self.pinned = gradient, None, True
-
-
-def compact(field: Field) -> Field:
-    """The field without the repetitions of an expanded view."""
-    for dim, (stride, size) in enumerate(zip(field.stride(), field.shape, strict=True)):
-        if stride == 0 and size > 1:
-            field = field.narrow(dim, 0, 1)
-    return field
-
-
-def pointwise(function: Callable[[Tensor], Tensor], field: Field) -> Field:
-    """An elementwise function of a field, computed once where the field is an expanded view."""
-    return function(compact(field)).expand(field.shape)
-
-
-def adjoint(linear: Callable[[Tensor], Any], shape: Any, *cotangents: Field | None) -> Field | None:
-    """The adjoint of a linear map of fields, applied to cotangents of its results."""
-    given = [c for c in cotangents if c is not None]
-    if not given:
-        return None
-    with torch.enable_grad():
-        leaf = torch.zeros(shape, dtype=torch.float64, device=given[0].device, requires_grad=True)
-        results = linear(leaf.view_as(leaf))
-        results = [results] if isinstance(results, Tensor) else list(results)
-        pairs = [
-            (result, cotangent)
-            for result, cotangent in zip(results, cotangents, strict=True)
-            if cotangent is not None and result.requires_grad
-        ]
-        if not pairs:
-            return None
-        outs, grads = zip(*pairs, strict=True)
-        (found,) = torch.autograd.grad(outs, leaf, grads, allow_unused=True)
-    return found
+            self.gradient, self.weights, self.pinned = gradient, weights, True
 
 
 @dataclass
@@ -156,6 +127,7 @@ class Tape:
         self._read: dict[int, tuple[int, list[Tensor]]] = {}  # by the memory of a weight
         self._back: list[Callable[[], None]] = []
         self._edges: list[Any] = []
+        self._watched: list[tuple[Tensor, int]] = []
         self.found: list[Tensor | None] = []
 
     def of(self, tensor: Any) -> State | None:
@@ -217,7 +189,7 @@ class Tape:
 
         def back() -> None:
             for state, edge in edges:
-                state.pin(self.measured(edge))
+                state.pin(*self.arrived(edge, state))
 
         self.step(back)
         return True
@@ -253,6 +225,7 @@ class Tape:
         if base is not None and base.requires_grad and tensor.grad_fn is None:
             return None  # a view made without autograd, as in a reentrant checkpoint
         self._edges.append(torch.autograd.graph.get_gradient_edge(tensor))
+        self._watched.append((tensor, tensor._version))
         return len(self._edges) - 1
 
     def signed(self, number: int | None) -> Tensor | None:
@@ -264,6 +237,18 @@ class Tape:
         """The measured gradient's square for a number given by `watch`."""
         gradient = self.signed(number)
         return None if gradient is None else gradient.double().square()
+
+    def arrived(self, number: int | None, state: State) -> tuple[Field | None, Tensor | None]:
+        """A measured gradient's square, and how it goes with the ranks of the entries there."""
+        gradient = self.measured(number)
+        if number is None or gradient is None or state.known:
+            return gradient, None
+        tensor, version = self._watched[number]
+        if tensor._version != version or tensor.shape != state.square.shape:
+            return gradient, None  # the entries were overwritten
+        tiny = torch.finfo(torch.float64).tiny
+        relative = dense(tensor.detach()).double() / state.square.clamp(min=tiny).sqrt()
+        return gradient, _law.by_rank(relative, gradient, state.law)
 
     def agreement(
         self, read: int | None, made: int | None, pull: Callable[[Field], Field | None]

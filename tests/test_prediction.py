@@ -843,3 +843,60 @@ def test_what_is_joined_and_split_keeps_which_entries_a_gradient_meets(name):
     with torch.no_grad():
         outputs = JOINED[name](torch.ones(2, 128), nn.Identity()).shape[1]
     agrees(lambda width: Between(JOINED[name], width, outputs), seeded(64, 64))
+
+
+def again(h):
+    return torch.where(h > -1e9, h, h)
+
+
+MEASURED = {
+    "a copy, tanh": (("where",), lambda h, two: torch.tanh(again(2 * h))),
+    "a gate, tanh": (
+        ("glu",), lambda h, two: torch.tanh(4 * torch.cat([functional.glu(h)] * 2, 1))
+    ),
+    "a copy, product, tanh": (("where",), lambda h, two: torch.tanh(again(h) * two(h))),
+    "a copy of a relu, sum": (("where",), lambda h, two: again(relu(h)) + relu(two(h))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_what_follows_a_measured_operation_has_the_law_of_its_entries(name):
+    operations, function = MEASURED[name]
+    agrees(lambda width: Between(function, width, width), seeded(64, 64), measured=operations)
+
+
+def test_a_maximum_behind_a_measured_operation():
+    """And what a gradient meets that is measured itself."""
+    pool = functional.avg_pool2d(seeded(4, 3, 10, 10), 3, 1)
+
+    def build(width):
+        return nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.LocalResponseNorm(5),
+            nn.MaxPool2d(3, 2), nn.Conv2d(width, width, 1),
+        )  # fmt: skip
+
+    agrees(build, pool, measured=("2 (local_response_norm)",))
+
+
+GIVEN = {
+    "joined, tanh": lambda x, two: torch.tanh(torch.cat([x, two(x)], 1)),
+    "summed, tanh": lambda x, two: torch.tanh(x + 0.5 * two(x)),
+    "positive and summed": lambda x, two: x.clamp_min(0) + relu(two(x)),
+    "a row of data, tanh": lambda x, two: torch.tanh(relu(two(x)) + x.detach()[0]),
+    "summed, norm, tanh": lambda x, two: torch.tanh(
+        functional.layer_norm(x + relu(two(x)), x.shape[1:])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_data_that_meet_what_is_drawn_have_the_law_of_their_entries(name):
+    class Model(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.two, self.one = nn.Linear(128, 128), nn.Linear(128 * (1 + ("joined" in name)), 64)
+
+        def forward(self, x):
+            return self.one(GIVEN[name](x, self.two))
+
+    agrees(Model, 2 * seeded(64, 128))
