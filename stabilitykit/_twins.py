@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,31 @@ from stabilitykit._findings import Finding, finding
 from stabilitykit._measure import WEIGHTED, Signal
 
 
-def tied(model: nn.Module, signals: Sequence[Signal]) -> list[Finding]:
-    """tied-units: equal incoming weights that also get equal gradients, thus stay equal."""
+def tied(
+    model: nn.Module, signals: Sequence[Signal], before: Mapping[str, Tensor]
+) -> list[Finding]:
+    """tied-units: equal incoming weights that also get equal gradients, thus stay equal.
+
+    Gradients of zero are equal too. Below a scale that starts at zero they only are so until that
+    has moved, which is why they are those after the small steps of `unmoved`.
+
+    Args:
+        model: after those.
+        signals: the layers.
+        before: the parameters before those.
+    """
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    given = {id(p): before[name] for name, p in parameters.items()}  # a tied weight has two names
     for signal in signals:
         module, plain = modules.get(signal.layer), parameters.get(signal.layer)
         share, units, remedy = 0.0, 1, _RESET
         if plain is not None and plain.ndim == 2 and plain.grad is not None:
             # A parameter in a product, whose units are its rows or its columns.
-            pair = plain.detach(), _gradient(plain)
+            pair = before[signal.layer], _gradient(plain)
             ways = [(_twins(*way), len(way[0])) for way in (pair, (pair[0].T, pair[1].T))]
             (share, units), remedy = max(ways), _DRAW
         elif isinstance(module, WEIGHTED):
-            share, units = max(_layer(module))
+            share, units = max(_layer(module, given))
         if share > f.TIED:
             return [finding("tied-units", signal.layer, share, 1 / units, remedy)]
     return []
@@ -40,17 +52,17 @@ _DRAW = (
 )
 
 
-def _layer(module: nn.Module) -> Iterator[tuple[float, int]]:
+def _layer(module: nn.Module, given: Mapping[int, Tensor]) -> Iterator[tuple[float, int]]:
     """The share of twins and the number of units, of each weight."""
     yield 0.0, 1
     for name, weight in module.named_parameters(recurse=False):
         if weight.ndim < 2 or weight.grad is None:
             continue
-        rows, slopes = weight.detach().flatten(1), _gradient(weight).flatten(1)
+        rows, slopes = given[id(weight)].flatten(1), _gradient(weight).flatten(1)
         bias = module._parameters.get(name.replace("weight", "bias"))
         fits = bias is not None and bias is not weight and bias.grad is not None
         if bias is not None and fits and len(bias) == len(rows):
-            rows = torch.cat([rows, bias.detach()[:, None]], 1)
+            rows = torch.cat([rows, given[id(bias)][:, None]], 1)
             slopes = torch.cat([slopes, _gradient(bias)[:, None]], 1)
         yield _twins(rows, slopes), len(rows)
 

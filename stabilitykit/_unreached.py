@@ -19,7 +19,7 @@ _STEPS = ("round", "floor", "ceil", "trunc", "fix", "sign", "heaviside", "floor_
 
 
 def without_gradient(
-    model: nn.Module, again: Callable[[], Tensor], randomness: Randomness
+    model: nn.Module, zeros: list[str], again: Callable[[], Tensor], randomness: Randomness
 ) -> list[Finding]:
     """no-gradient: parameters that backward does not reach, or reaches with exact zeros.
 
@@ -28,13 +28,13 @@ def without_gradient(
     it, and if no part beside it in the same container was used.
 
     Args:
-        model: with the gradients of the step; its values may change.
+        model: after `unmoved`.
+        zeros: what that gave.
         again: computes the loss.
         randomness: the random state of the step.
     """
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     flat = not any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
-    zeros = _still_zero(model, again, randomness)
     if not missing and not zeros:
         return []
     randomness.restore()
@@ -81,25 +81,44 @@ def _zero(model: nn.Module) -> list[str]:
     ]
 
 
-def _still_zero(model: nn.Module, again: Callable[[], Tensor], randomness: Randomness) -> list[str]:
-    """Weights whose gradient is exactly zero, also after one small step of the others.
+def unmoved(model: nn.Module, again: Callable[[], Tensor], randomness: Randomness) -> list[str]:
+    """Weights whose gradient is exactly zero, also after small steps of those that have one.
 
-    The step tells cut-off weights from those below a scale that starts at zero (the last
-    normalisation of a residual branch, a head of zeros), which have a gradient from then on.
+    The steps tell cut-off weights from those below a scale that starts at zero (the last
+    normalisation of a residual branch, a head of zeros), which have a gradient once that scale has
+    moved. Where several such follow each other each step reaches one more, so they are repeated as
+    long as they reach a further parameter. They end with the gradients of the last of them.
+
+    Args:
+        model: with the gradients of the step; its values may change.
+        again: computes the loss.
+        randomness: the random state of the step.
     """
-    zeros = _zero(model)
-    moving = [p for p in model.parameters() if p.grad is not None and bool(p.grad.any())]
-    if not zeros or not moving:
-        return zeros
-    for p in moving:
-        assert p.grad is not None
-        weight, gradient = p.data, p.grad.to_dense() if p.grad.is_sparse else p.grad
-        size = weight.square().mean().sqrt().clamp_min(0.1)
-        weight.sub_(0.01 * size * gradient / gradient.square().mean().sqrt())
-        p.grad = None
-    randomness.restore()
-    again().backward()
-    return [name for name in zeros if name in set(_zero(model))]
+    zeros, reached = _zero(model), set[str]()
+    while zeros and not reached.issuperset(moving := _moving(model)):
+        reached |= moving
+        for name in moving:
+            _nudge(model.get_parameter(name))
+        for p in model.parameters():
+            p.grad = None
+        randomness.restore()
+        again().backward()
+        still = set(_zero(model))
+        zeros = [name for name in zeros if name in still]
+    return zeros
+
+
+def _moving(model: nn.Module) -> set[str]:
+    return {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+
+
+def _nudge(parameter: Tensor) -> None:
+    """A step down the gradient of a hundredth of the weights, at least of a thousandth."""
+    assert parameter.grad is not None
+    weight, gradient = parameter.data, parameter.grad
+    gradient = gradient.to_dense() if gradient.is_sparse else gradient
+    size = weight.square().mean().sqrt().clamp_min(0.1)
+    weight.sub_(0.01 * size * gradient / gradient.square().mean().sqrt())
 
 
 def _watched(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,20 @@ from rich.console import Group
 from rich.table import Table
 from torch import Tensor, nn
 
-from stabilitykit import _scales, _verdicts
+from stabilitykit import _verdicts
 from stabilitykit._files import write
 from stabilitykit._findings import Finding, causes
 from stabilitykit._inputs import unscaled
 from stabilitykit._intake import intake, scalar
+from stabilitykit._judging import Seen, judge
 from stabilitykit._line import Line, along
 from stabilitykit._losses import LossWatch
 from stabilitykit._measure import Signal, Watch, tensors
 from stabilitykit._nested import arguments
 from stabilitykit._nonfinite import first_nonfinite
-from stabilitykit._recurrent import recurrent
 from stabilitykit._remedies import rescaling
 from stabilitykit._restore import Randomness, restored
-from stabilitykit._twins import tied
-from stabilitykit._unreached import without_gradient
+from stabilitykit._stages import stage
 from stabilitykit.prediction import Prediction, predict
 from stabilitykit.probe import ParameterRecord, Probe, Record, unwrapped
 
@@ -169,17 +167,6 @@ def _call(model: nn.Module, inputs: Any) -> Any:
     return model(*args, **kwargs)
 
 
-@contextmanager
-def _stage(what: str, watch: Watch | None = None) -> Iterator[None]:
-    """Say where an exception of the reader's code came from."""
-    try:
-        yield
-    except Exception as error:
-        inner = watch.entered[-1] if watch is not None and watch.entered else ""
-        place = f"{what} of layer {inner!r}" if inner else what
-        raise RuntimeError(f"{place} raised {type(error).__name__}: {error}") from error
-
-
 def _run(
     model: nn.Module,
     inputs: Any,
@@ -211,10 +198,10 @@ def _run(
     with Probe(model, optimizer, mode="exact") as probe:
         outputs: Any = None
         try:
-            with _stage("forward", watch), watch.on(model, floating), losses:
+            with stage("forward", watch.entered), watch.on(model, floating), losses:
                 outputs = _call(model, inputs)
             losses.inside = len(losses.calls)
-            with _stage("loss_fn"), losses:
+            with stage("loss_fn"), losses:
                 raw = loss_fn(outputs, targets)
         except RuntimeError:
             if not losses.refused():
@@ -224,14 +211,14 @@ def _run(
             findings, records = (bad,) if bad else (), tuple(probe.records)
             return Diagnosis(findings, float("nan"), records, (), None, tuple(watch.signals))
         loss = scalar(raw)
-        with _stage("backward"):
+        with stage("backward"):
             loss.backward()
         gradients = {
             n: None if p.grad is None else p.grad.detach().clone()
             for n, p in model.named_parameters()
         }
         if optimizer is not None:
-            with _stage("optimizer.step"):
+            with stage("optimizer.step"):
                 optimizer.step()
     value = float(loss.detach())
     records, parameters = tuple(probe.records), tuple(probe.parameters)
@@ -247,16 +234,16 @@ def _run(
         parameter.grad = gradients[name]
     line: Line | None = None
     if optimizer is not None:
-        with _stage("forward after the optimizer's step"):
+        with stage("forward after the optimizer's step"):
             line = along(model, before, value, evaluate, randomness)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(before[name])
     randomness.restore()
     prediction = _predicted(model, (inputs, targets))
-    misfit = losses.finding(outputs, targets)
-    seen = (watch, records, misfit, line, prediction)
-    found = causes(_judge(model, *seen, inputs, targets, loss_fn, randomness))
+    layers = prediction.layers if prediction is not None else ()
+    seen = Seen(watch, records, layers, losses.finding(outputs, targets), line, before)
+    found = causes(judge(model, seen, inputs, lambda: _call(model, inputs), again, randomness))
     return Diagnosis(found, value, records, parameters, prediction, tuple(watch.signals))
 
 
@@ -268,31 +255,3 @@ def _predicted(model: nn.Module, batch: Any) -> Prediction | None:
         said = f"{type(error).__name__}: {error}"
         warnings.warn(f"diagnose: no prediction for this model, {said}", stacklevel=4)
         return None
-
-
-def _judge(
-    model: nn.Module,
-    watch: Watch,
-    records: tuple[Record, ...],
-    misfit: Finding | None,
-    line: Line | None,
-    prediction: Prediction | None,
-    inputs: Any,
-    targets: Any,
-    loss_fn: LossFunction,
-    randomness: Randomness,
-) -> list[Finding]:
-    rescale = rescaling(model, records, watch)
-    layers = prediction.layers if prediction is not None else ()
-    findings = unscaled(watch.feeds, inputs)
-    findings += _scales.findings(watch.signals, watch.norms, records, layers, rescale)
-    findings += _verdicts.activations(model, records, rescale, watch.gates)
-    findings += tied(model, watch.signals)
-    randomness.restore()
-    findings += recurrent(model, lambda: _call(model, inputs))
-    findings += [misfit] if misfit is not None else []
-    findings += _verdicts.step(line)
-    with _stage("a second step"):
-        return findings + without_gradient(
-            model, lambda: loss_fn(_call(model, inputs), targets), randomness
-        )

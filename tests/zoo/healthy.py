@@ -246,6 +246,9 @@ MORE = {
     "mlp-frozen-first": lambda: (frozen(nets.stack([16, 64, 64, 4])), nets.table(), CE, 5e-3),
     "mlp-trained-before": lambda: pretrained(),
     "residual-10": lambda: (nets.Residual(10, scale=0.3), nets.table(), CE, 3e-3),
+    "residual-zero-branches-zero-head": lambda: (nets.Branches(), nets.table(), CE, 3e-3),
+    "rezero-zero-head": lambda: (nets.Branches(scale=True), nets.table(), CE, 3e-3),
+    "adaln-zero": lambda: (nets.Conditioned(), nets.table(), CE, 3e-3),
     "residual-30-layernorm": lambda: (
         nets.Residual(30, scale=0.2, norm=True),
         *(nets.table(), CE, 1e-3),
@@ -257,6 +260,10 @@ MORE = {
     "cnn-colour": lambda: (nets.cnn(2, inputs=3), nets.images(channels=3), CE, 3e-3),
     "resnet-4": lambda: (nets.ResNet(4), nets.images(), CE, 3e-3),
     "resnet-4-zero-gamma": lambda: (nets.ResNet(4, zero=True), nets.images(), CE, 3e-3),
+    "resnet-4-zero-gamma-zero-head": lambda: (
+        zero_head(nets.ResNet(4, zero=True)),
+        *(nets.images(), CE, 3e-3),
+    ),
     "resnet-3-plain": lambda: (nets.ResNet(3, norm=False), nets.images(), CE, 3e-3),
     "cnn-gated": lambda: (nets.gated(), nets.images(), CE, 3e-3),
     "unet": lambda: (nets.UNet(), denoising(), MSE, 1e-2),
@@ -341,7 +348,9 @@ for key, made in MORE.items():
 
 
 def zero_head(model):
-    nn.init.zeros_(model[-1].weight)
+    head = list(model.modules())[-1]
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
     return model
 
 

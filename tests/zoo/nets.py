@@ -216,6 +216,51 @@ class Residual(nn.Module):
         return self.head(x)
 
 
+class Branches(nn.Module):
+    """x + b(silu(a(x))), where b and the head start at zero, as in diffusion models.
+
+    With `scale` a number that starts at zero stands before b, which does not (ReZero).
+    """
+
+    def __init__(self, blocks=2, width=32, classes=4, scale=False):
+        super().__init__()
+        self.stem, self.head = nn.Linear(16, width), nn.Linear(width, classes)
+        self.a = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(blocks))
+        self.b = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(blocks))
+        self.scales = nn.Parameter(torch.zeros(blocks)) if scale else torch.ones(blocks)
+        for layer in (self.head,) if scale else (self.head, *self.b):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for a, b, scale in zip(self.a, self.b, self.scales, strict=True):
+            x = x + scale * b(F.silu(a(x)))
+        return self.head(x)
+
+
+class Conditioned(nn.Module):
+    """adaLN-Zero (DiT): the condition says how much of a branch to add, at first nothing."""
+
+    def __init__(self, blocks=2, width=32, classes=4):
+        super().__init__()
+        self.stem, self.condition = nn.Linear(16, width), nn.Linear(16, width)
+        self.branches = nn.ModuleList(stack([width, 48, width], nn.GELU) for _ in range(blocks))
+        self.gates = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(blocks))
+        self.last, self.head = nn.Linear(width, 2 * width), nn.Linear(width, classes)
+        for layer in (*self.gates, self.last, self.head):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        c, x = F.silu(self.condition(x)), self.stem(x)
+        for branch, gate in zip(self.branches, self.gates, strict=True):
+            shift, scale, share = gate(c).chunk(3, 1)
+            x = x + share * branch(F.layer_norm(x, x.shape[1:]) * (1 + scale) + shift)
+        shift, scale = self.last(c).chunk(2, 1)
+        return self.head(F.layer_norm(x, x.shape[1:]) * (1 + scale) + shift)
+
+
 class Functional(nn.Module):
     """An MLP whose activation is a plain function."""
 
