@@ -16,6 +16,7 @@ from stabilitykit._recurrent import recurrent
 from stabilitykit._remedies import rescaling
 from stabilitykit._restore import Randomness
 from stabilitykit._stages import stage
+from stabilitykit._trial import Trial
 from stabilitykit._twins import tied
 from stabilitykit._unreached import unmoved, without_gradient
 
@@ -29,6 +30,7 @@ class Seen(NamedTuple):
         layers: of the prediction.
         misfit: of the loss.
         line: the loss along the optimizer's step.
+        trial: what more steps lead to, where that one overshoots.
         before: the parameters as they were given.
     """
 
@@ -37,6 +39,7 @@ class Seen(NamedTuple):
     layers: Sequence[Any]
     misfit: Finding | None
     line: Line | None
+    trial: Trial | None
     before: Mapping[str, Tensor]
 
 
@@ -66,7 +69,7 @@ def judge(
     randomness.restore()
     findings += recurrent(model, forward)
     findings += [seen.misfit] if seen.misfit is not None else []
-    findings += _verdicts.step(seen.line)
+    findings += _verdicts.step(seen.line, seen.trial)
     with stage("a second step"):
         zeros = unmoved(model, again, randomness)
         findings += tied(model, watch.signals, seen.before)

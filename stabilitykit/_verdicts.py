@@ -14,6 +14,7 @@ from stabilitykit._findings import Finding, finding
 from stabilitykit._line import Line
 from stabilitykit._measure import WEIGHTED
 from stabilitykit._remedies import again, unbias
+from stabilitykit._trial import Trial
 
 # Activations that are flat on both sides, and where: |f'| is below 1 % of its maximum beyond.
 BOUNDED = {
@@ -82,8 +83,25 @@ def spoilt(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Finding
     return None
 
 
-def step(line: Line | None) -> list[Finding]:
-    """update-too-large and update-too-small, from the loss along the optimizer's step."""
+def overshoots(line: Line) -> str:
+    """The severity of update-too-large as this one step alone would have it, else nothing."""
+    # By the definition of the stretch, L(Δw) − L = |g·Δw| (stretch / 2 − 1).
+    rise = abs(line.promise) * (line.stretch / 2 - 1)
+    if not rise > f.STEP_RISE * abs(line.loss):
+        return ""
+    # A bounded loss rises by little; then even a tenth of the step is beyond the best one.
+    if line.stretch > f.STEP_LARGE or (line.stretch > 2 and line.factor < 0.1):
+        return "error"
+    return "warning" if rise > f.STEP_RISE * abs(line.promise) else ""
+
+
+def step(line: Line | None, trial: Trial | None) -> list[Finding]:
+    """update-too-large and update-too-small, from the loss along the optimizer's step.
+
+    Args:
+        line: that loss; None where there is none, or where the step does not descend.
+        trial: what more steps lead to, where this one `overshoots`.
+    """
     if line is None:
         return []
     if line.promise == 0:
@@ -94,15 +112,15 @@ def step(line: Line | None) -> list[Finding]:
         )
         small = finding("update-too-small", line.layer, measured, 1e-3, remedy, "warning")
         return [small]
-    remedy = _multiply(line.factor)
-    # A bounded loss rises by little; then even a tenth of the step is beyond the best one.
-    if line.stretch > f.STEP_LARGE or (line.stretch > 2 and line.factor < 0.1):
-        length = line.stretch if line.stretch > f.STEP_LARGE else 1 / line.factor
-        return [finding("update-too-large", line.layer, length, 1.0, remedy)]
-    # By the definition of the stretch, L(Δw) − L = |g·Δw| (stretch / 2 − 1).
-    rise = abs(line.promise) * (line.stretch / 2 - 1)
-    if rise > f.STEP_RISE * max(abs(line.loss), abs(line.promise)):
-        return [finding("update-too-large", line.layer, line.stretch, 1.0, remedy, "warning")]
+    severity = overshoots(line)
+    if severity and not (trial is not None and trial.enough):
+        if trial is not None and trial.lowers:
+            severity = "warning"
+        beyond = line.stretch > f.STEP_LARGE or severity == "warning"
+        length = line.stretch if beyond else 1 / line.factor
+        return [
+            finding("update-too-large", line.layer, length, 1.0, _multiply(line.factor), severity)
+        ]
     if line.factor >= 1 / f.STEP_SMALL:
         share, remedy = 1 / line.factor, _multiply(line.factor * f.STEP_AIM)
         return [finding("update-too-small", line.layer, share, 1.0, remedy, "warning")]

@@ -29,6 +29,7 @@ from stabilitykit._nonfinite import first_nonfinite
 from stabilitykit._remedies import rescaling
 from stabilitykit._restore import Randomness, restored
 from stabilitykit._stages import stage
+from stabilitykit._trial import Trial, attempt
 from stabilitykit.prediction import Prediction, predict
 from stabilitykit.probe import ParameterRecord, Probe, Record, unwrapped
 
@@ -110,9 +111,11 @@ def diagnose(
     modes and hooks, its other attributes with the lists and dicts in them, the optimizer's state,
     the modules of the loss, the batch and the random numbers are what they were, bit for bit, also
     after an exception. With an optimizer the step is made (and undone) as well, and the loss along
-    it says whether it is too long or too short. An optimizer in a hook after the accumulation of a
-    gradient makes no step. What can not be put back is what objects of other classes that the model
-    holds have done meanwhile, what functions have written to variables, and what went to files.
+    it says whether it is too short, or may be too long; then twenty steps from here, and as many of
+    the length that the remedy proposes, are made and undone to decide. An optimizer in a hook after
+    the accumulation of a gradient makes no step. What can not be put back is what objects of other
+    classes that the model holds have done meanwhile, what functions have written to variables, and
+    what went to files.
 
     A signal counts as lost, or as exploded, when its amplitude moves by more than a factor e⁶ = 403
     between the input and the last hidden layer (a convention: that is twelve depth scales, where
@@ -233,16 +236,18 @@ def _run(
     for name, parameter in model.named_parameters():
         parameter.grad = gradients[name]
     line: Line | None = None
+    trial: Trial | None = None
     if optimizer is not None:
         with stage("forward after the optimizer's step"):
             line = along(model, before, value, evaluate, randomness)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(before[name])
-    randomness.restore()
+        if line is not None and _verdicts.overshoots(line):
+            trial = attempt(model, optimizer, before, line.factor, again, randomness)
+    rewind()
+    for name, parameter in model.named_parameters():
+        parameter.grad = gradients[name]
     prediction = _predicted(model, (inputs, targets))
     layers = prediction.layers if prediction is not None else ()
-    seen = Seen(watch, records, layers, losses.finding(outputs, targets), line, before)
+    seen = Seen(watch, records, layers, losses.finding(outputs, targets), line, trial, before)
     found = causes(judge(model, seen, inputs, lambda: _call(model, inputs), again, randomness))
     return Diagnosis(found, value, records, parameters, prediction, tuple(watch.signals))
 

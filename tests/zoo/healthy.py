@@ -159,6 +159,12 @@ MORE = {
         nets.stack([16, 64, 64, 1]),
         *(((lambda x: (x, x[:, :1] + x[:, 1:2].tanh()))(nets.table()[0])), MSE, 3e-3),
     ),
+    "mlp-512-kaiming-regression": lambda: (
+        nets.kaiming(nets.stack([16, 512, 512, 512, 1])),
+        *(products(), MSE, 1e-3),
+    ),
+    "transformer-128-regression": lambda: regression_by_transformer(True),
+    "transformer-128-post-ln-regression": lambda: regression_by_transformer(False),
     "mlp-huber": lambda: (
         nets.stack([16, 64, 64, 1], nn.Tanh),
         *(((lambda x: (x, x.mean(1, keepdim=True) * 4))(nets.table()[0])), F.huber_loss, 3e-3),
@@ -352,6 +358,27 @@ def zero_head(model):
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return model
+
+
+def products(samples=256):
+    """A regression whose targets have mean 0 and deviation 1."""
+    x = torch.randn(samples, 16)
+    y = x[:, :1] * x[:, 1:2] + x[:, 2:3].sin()
+    return x, (y - y.mean()) / y.std()
+
+
+def regression_by_transformer(norm_first, width=128):
+    """torch's encoder between two linear layers, on the mean of one feature."""
+    layer = nn.TransformerEncoderLayer(
+        width, 4, 4 * width, 0.1, "gelu", batch_first=True, norm_first=norm_first
+    )
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    mean = nn.AvgPool2d((16, 1))  # over time
+    model = nn.Sequential(
+        *(nn.Linear(8, width), encoder, nn.LayerNorm(width), mean, nn.Linear(width, 1))
+    )
+    x = torch.randn(64, 16, 8)
+    return model, (x, 4 * x[:, :, :1].mean(1, keepdim=True)), MSE, 1e-3
 
 
 def smooth(targets, share=0.1):

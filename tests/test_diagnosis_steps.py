@@ -1,0 +1,66 @@
+"""Whether the optimizer's step is too long or too short, and what more steps say of that."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from zoo import healthy, nets, sick
+
+import stabilitykit as sk
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def held(model, optimizer):
+    """Copies of all that training changes."""
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [v for state in optimizer.state.values() for v in state.values()]
+    rates = [dict(group, params=None) for group in optimizer.param_groups]
+    return [t.detach().clone() for t in tensors], rates, torch.get_rng_state()
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_trial_of_twenty_steps_leaves_nothing_behind(steps):
+    torch.manual_seed(0)
+    model = nets.stack([16, 48, 48, 4], norm=nn.BatchNorm1d)
+    model.insert(3, nn.Dropout(0.1))
+    optimizer, batch = healthy.adam(model), nets.table()
+    healthy.trains(model, batch, F.cross_entropy, optimizer, steps, enough=0)
+    optimizer.param_groups[0]["lr"] = 10.0
+    before = held(model, optimizer)
+    (found,) = sk.diagnose(model, batch, F.cross_entropy, optimizer).findings
+    assert found.code == "update-too-large"
+    after = held(model, optimizer)
+    for one, other in zip(before[0], after[0], strict=True):
+        assert torch.equal(one, other)
+    assert before[1] == after[1]
+    assert torch.equal(before[2], after[2])
+
+
+def test_what_raises_on_the_way_of_a_trial_is_divergence():
+    def loss_fn(y, t):
+        loss = F.cross_entropy(y, t)
+        if not loss.isfinite():
+            raise ValueError("no number")
+        return loss
+
+    model, batch, _, optimizer = sick.build("sgd-lr-100")
+    (found,) = sk.diagnose(model, batch, loss_fn, optimizer).findings
+    assert (found.code, found.severity) == ("update-too-large", "error")
+
+
+@pytest.mark.parametrize(("rate", "severity"), [(1e-3, None), (1e-2, "warning"), (0.1, "error")])
+def test_where_steps_lead_to_decides(rate, severity):
+    """Each of these first steps raises the loss, at 1e-3 from 1.7 to 10."""
+    torch.manual_seed(0)
+    batch = healthy.products()
+    model = nets.kaiming(nets.stack([16, 512, 512, 512, 1]))
+    nn.init.kaiming_normal_(model[-1].weight)
+    optimizer = healthy.adam(model, rate)
+    found = sk.diagnose(model, batch, F.mse_loss, optimizer).findings
+    assert [(f.code, f.severity) for f in found] == (
+        [("update-too-large", severity)] if severity else []
+    )
