@@ -54,10 +54,11 @@ STEP_TRIAL = 20
 # length that the remedy proposes. Trainings that end well at the rate reach 0.8 or more of that,
 # those that do not at most 0.55, on the networks of tests/zoo.
 STEP_ENOUGH = 2 / 3
-# Convention: the loss still falls in a straight line at ten thousand times the step.
+# Convention: the loss still falls in a straight line at ten thousand times the step, which changes
+# the weights by less than a ten-thousandth. Steps that long are short of nothing.
 STEP_SMALL = 1e-4
-# Convention: the remedy lengthens such a step to a hundredth of the best one along it. The best one
-# is best for one batch and one step; a training at that rate diverges.
+# Convention: the remedy lengthens such a step to a hundredth of the best one along it, and of the
+# weights. The best one is best for one batch and one step; a training at that rate diverges.
 STEP_AIM = 1e-2
 
 PAGES = {

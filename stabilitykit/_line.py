@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ class Line(NamedTuple):
         factor: the power of ten by which to multiply the step to bring the stretch below one.
         layer: the weight that changes most, relative to its size.
         ratio: that change.
+        overall: the change of all parameters together, relative to their size.
     """
 
     loss: float
@@ -31,6 +33,7 @@ class Line(NamedTuple):
     factor: float
     layer: str
     ratio: float
+    overall: float
 
 
 def stretch(loss: float, after: float, promise: float) -> float:
@@ -80,10 +83,11 @@ def along(
             for n, p in parameters.items()
             if p.ndim > 1
         }
+        overall = _norm(moves.values()) / max(_norm(before[n] for n in moves), 1e-30)
     layer = max(ratios, key=lambda n: ratios[n], default="")
     ratio = ratios.get(layer, 0.0)
     if ratio < LOST or not any(bool(move.any()) for move in moves.values()):
-        return Line(loss, 0.0, 0.0, 0.0, layer, ratio)
+        return Line(loss, 0.0, 0.0, 0.0, layer, ratio, overall)
     if not promise < 0:
         return None
 
@@ -100,7 +104,11 @@ def along(
         factor /= 10
     while value <= 1 and factor < 1e12 and at(10 * factor) <= 1:
         factor *= 10
-    return Line(loss, promise, value, factor, layer, ratio)
+    return Line(loss, promise, value, factor, layer, ratio, overall)
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return math.hypot(*(float(t.abs().double().norm()) for t in tensors))
 
 
 def _dense(gradient: Tensor | None) -> Tensor:

@@ -121,8 +121,11 @@ def step(line: Line | None, trial: Trial | None) -> list[Finding]:
         return [
             finding("update-too-large", line.layer, length, 1.0, _multiply(line.factor), severity)
         ]
-    if line.factor >= 1 / f.STEP_SMALL:
-        share, remedy = 1 / line.factor, _multiply(line.factor * f.STEP_AIM)
+    # A loss without curvature, as a linear critic's, has no best step: then the weights are the
+    # measure of what is short, and of how far to lengthen it.
+    if line.factor >= 1 / f.STEP_SMALL and line.overall < f.STEP_SMALL:
+        longer = min(line.factor, 1 / line.overall) * f.STEP_AIM
+        share, remedy = 1 / line.factor, _multiply(float(f"{longer:.1g}"))
         return [finding("update-too-small", line.layer, share, 1.0, remedy, "warning")]
     return []
 

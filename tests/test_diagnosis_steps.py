@@ -64,3 +64,36 @@ def test_where_steps_lead_to_decides(rate, severity):
     assert [(f.code, f.severity) for f in found] == (
         [("update-too-large", severity)] if severity else []
     )
+
+
+def critic():
+    """Arjovsky et al. 2017: weights clipped to 0.01, RMSprop at 5e-5."""
+    model = nets.stack([16, 128, 128, 1], lambda: nn.LeakyReLU(0.2))
+    for p in model.parameters():
+        p.data.clamp_(-0.01, 0.01)
+    return model, torch.optim.RMSprop(model.parameters(), 5e-5)
+
+
+def straight():
+    model = nn.Linear(16, 1)
+    return model, torch.optim.SGD(model.parameters(), 1e-3)
+
+
+@pytest.mark.parametrize("make", [critic, straight])
+def test_a_loss_without_curvature_makes_no_step_short(make):
+    torch.manual_seed(0)
+    model, optimizer = make()
+    batch = torch.randn(128, 16), torch.ones(128, 1)
+    batch[1][::2] = -1
+    batch[0][::2] += 0.5
+
+    def loss_fn(y, t):
+        return -(y * t).mean()
+
+    assert sk.diagnose(model, batch, loss_fn, optimizer).healthy
+    for group in optimizer.param_groups:
+        group["lr"] *= 1e-5
+    (found,) = sk.diagnose(model, batch, loss_fn, optimizer).findings
+    assert found.code == "update-too-small"
+    exec(found.remedy.split("`")[1], {"optimizer": optimizer})
+    assert 1e-7 < optimizer.param_groups[0]["lr"] < 1  # and not 1e+10 times the rate
