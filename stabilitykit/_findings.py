@@ -46,6 +46,9 @@ STEP_LARGE = 4.0
 # is no rounding; for a warning also of the fall that the gradient promised. Steps of trainings at
 # common rates do not do it; at the highest that work, one in a hundred.
 STEP_RISE = 0.05
+# Derived: a step longer than all the weights leaves nothing of them. A loss that began above chance
+# falls to chance by it, which looks like descent.
+STEP_WHOLE = 1.0
 # A single step can mislead: Adam's first one moves all entries at once by the rate, and the loss
 # may rise tenfold on the way to a good fit. Convention: what so many steps on the batch lead to
 # decides; the last quarter of them is the end, since losses of long steps go up and down.

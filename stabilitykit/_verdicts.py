@@ -85,6 +85,8 @@ def spoilt(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Finding
 
 def overshoots(line: Line) -> str:
     """The severity of update-too-large as this one step alone would have it, else nothing."""
+    if line.stretch > 1 and line.factor < 0.1 and line.overall > f.STEP_WHOLE:
+        return "error"
     # By the definition of the stretch, L(Δw) − L = |g·Δw| (stretch / 2 − 1).
     rise = abs(line.promise) * (line.stretch / 2 - 1)
     if not rise > f.STEP_RISE * abs(line.loss):
@@ -114,7 +116,7 @@ def step(line: Line | None, trial: Trial | None) -> list[Finding]:
         return [small]
     severity = overshoots(line)
     if severity and not (trial is not None and trial.enough):
-        if trial is not None and trial.lowers:
+        if trial is not None and trial.lowers and not line.overall > f.STEP_WHOLE:
             severity = "warning"
         beyond = line.stretch > f.STEP_LARGE or severity == "warning"
         length = line.stretch if beyond else 1 / line.factor

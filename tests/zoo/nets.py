@@ -32,6 +32,12 @@ def tokens(samples=48, length=8, vocabulary=16):
     return x, ((x < vocabulary // 2).float().mean(1) > 0.5).long()
 
 
+def views(samples=64):
+    """Two views of each sample, as inputs; the target is which belong together."""
+    x = torch.randn(samples, 32)
+    return (x, x + 0.3 * torch.randn(samples, 32)), torch.arange(samples)
+
+
 def stack(widths, activation=nn.ReLU, norm=None, bias=True):
     """Linear layers in `nn.Sequential`: an activation after each but the last."""
     layers = []
@@ -214,6 +220,19 @@ class Residual(nn.Module):
         for block, norm in zip(self.blocks, self.norms, strict=True):
             x = x + self.scale * F.relu(block(norm(x)))
         return self.head(x)
+
+
+class Contrastive(nn.Module):
+    """Two views of each sample; their scores are cosines, divided by a temperature (CLIP)."""
+
+    def __init__(self, temperature=0.07):
+        super().__init__()
+        self.left, self.right = stack([32, 96, 32]), stack([32, 96, 32])
+        self.temperature = temperature
+
+    def forward(self, a, b):
+        a, b = F.normalize(self.left(a), dim=1), F.normalize(self.right(b), dim=1)
+        return a @ b.T / self.temperature
 
 
 class Branches(nn.Module):

@@ -1170,6 +1170,13 @@ for key, code, layer, make, optimizer in (
         lambda: autoencoder()[:3],
         lambda m: sgd(m, 1e4),
     ),
+    (
+        "contrastive-adam-lr-1",
+        "update-too-large",
+        ("left.2.weight", "right.2.weight"),
+        lambda: (nets.Contrastive(), nets.views(), CE),
+        lambda m: adam(m, 1.0),
+    ),
     ("sgd-lr-10", "update-too-large", "2.weight", shallow, lambda m: sgd(m, 10.0)),
     ("sgd-lr-20", "update-too-large", "6.weight", deeper, lambda m: sgd(m, 20.0)),
     ("batchnorm-sgd-lr-10", "update-too-large", "6.weight", normed, lambda m: sgd(m, 10.0)),
