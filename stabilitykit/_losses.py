@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stabilitykit._findings import Finding, finding
-from stabilitykit._makers import last_function, squashed
+from stabilitykit._makers import last_function, reach, squashed, squashed_before
 
 _POINTWISE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 _LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")
-_WATCHED = (*(*_POINTWISE, *_LOGITS, "nll_loss", "binary_cross_entropy", "kl_div", "ctc_loss"),)
+_PROBABILITIES = ("nll_loss", "binary_cross_entropy", "kl_div", "ctc_loss")
+_WATCHED = (*_POINTWISE, *_LOGITS, *_PROBABILITIES)
 
 
 class Mismatch(NamedTuple):
@@ -22,7 +25,7 @@ class Mismatch(NamedTuple):
         measured: what was found.
         expected: what the loss takes.
         words: what to do.
-        call: the same as a statement.
+        call: the same as a statement; empty where none does it.
     """
 
     measured: str
@@ -36,6 +39,8 @@ class Mismatch(NamedTuple):
         Args:
             where: that source; empty where loss_fn is the loss alone.
         """
+        if not self.call:
+            return f"{self.words[0].upper()}{self.words[1:]}."
         if where:
             return f"In {where}, {self.words}."
         return f"{self.words[0].upper()}{self.words[1:]}: `{self.call}`."
@@ -120,7 +125,9 @@ def _judge(name: str, scores: Tensor, target: Tensor) -> Mismatch | None:
         )
     if name == "binary_cross_entropy_with_logits":
         return _beyond(name, target)
-    if name == "nll_loss" and last_function(scores) not in ("logsoftmax", "log_softmax"):
+    if name in _PROBABILITIES and (first := squashed_before(scores)):
+        return _twice(name, last_function(scores).replace("logsoft", "log_soft"), first)
+    if name == "nll_loss":
         return _likelihood(scores, made)
     if name == "binary_cross_entropy":
         return _probability(scores, target)
@@ -145,17 +152,33 @@ def _pointwise(name: str, scores: Tensor, target: Tensor, made: str) -> Mismatch
             f"drop the {made} and use {loss}, or {_UNDO}",
             _undone(loss, made),
         )
-    # Convention: more than half, since a few targets may lie a little beyond.
-    last, out = last_function(scores), (target < 0) | (target > 1)
-    if last in ("sigmoid", "softmax") and float(out.double().mean()) > 0.5:
+    last, (least, most) = last_function(scores), reach(scores)
+    # Convention: more than half, since a few targets may lie a little beyond. What is within a
+    # thousandth lies on the edge, as targets of half precision round.
+    out = (target < least - 1e-3) | (target > most + 1e-3)
+    if target.numel() and float(out.double().mean()) > 0.5:
         low, high = (float(v) for v in target.detach().aminmax())
+        wanted = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
+        undo = last in ("sigmoid", "softmax", "tanh")
         return Mismatch(
             f"{name} on the output of a {last}, against targets from {low:.3g} to {high:.3g}",
-            "targets from 0 to 1, beyond which no output comes",
-            f"drop the {last}, or bring the targets to the range from 0 to 1, or {_UNDO}",
-            _undone(name, last),
+            f"targets {wanted}, beyond which no output comes",
+            f"drop the {last}, or bring the targets to its range"
+            + (f", or {_UNDO}" if undo else ""),
+            _undone(name, last) if undo else "",
         )
     return None
+
+
+def _twice(name: str, last: str, first: str) -> Mismatch:
+    """Probabilities that are taken for logits once more, which leaves them near to equal."""
+    both = f"one of the two {last}s" if last == first else f"the {first} before the {last}"
+    return Mismatch(
+        f"{name} on the {last} of the output of a {first}",
+        f"the {last} of logits",
+        f"drop {both}",
+        "",
+    )
 
 
 def _beyond(name: str, target: Tensor) -> Mismatch | None:
@@ -175,19 +198,29 @@ def _beyond(name: str, target: Tensor) -> Mismatch | None:
 
 def _likelihood(scores: Tensor, made: str) -> Mismatch | None:
     total = scores.detach().double().logsumexp(1 if scores.ndim > 1 else 0)
-    # Convention: log-probabilities of float16 sum to one within 1 %.
-    if float(total.abs().max()) <= 1e-2:
+    if float(total.abs().max()) <= _rounded(scores, 1 if scores.ndim > 1 else 0):
         return None
     words, call = "use cross_entropy on logits", "loss_fn = nn.functional.cross_entropy"
     if made:
         words = f"drop the {made} and {words}, or {_UNDO}"
         call = _undone("cross_entropy", made)
+    elif last_function(scores) == "logsoftmax":
+        words = "drop the log_softmax, which is not over the classes, and use cross_entropy"
     return Mismatch(
         f"nll_loss on numbers whose exponentials sum to {float(total.exp().mean()):.3g}",
         "log-probabilities, whose exponentials sum to 1",
         words,
         call,
     )
+
+
+def _rounded(scores: Tensor, classes: int) -> float:
+    """How far the log of a sum of probabilities may be from 0.
+
+    Derived: rounding moves it by at most eps times the entropy, which is at most the log of the
+    number of classes. Convention: 1 %, where that is less.
+    """
+    return max(1e-2, torch.finfo(scores.dtype).eps * math.log(max(scores.shape[classes], 1)))
 
 
 _UNDO = "let the loss undo it"
@@ -197,7 +230,11 @@ def _undone(loss: str, made: str) -> str:
     """The statement that makes a loss on probabilities of one that takes logits."""
     if loss == "binary_cross_entropy_with_logits":
         return "loss_fn = nn.functional.binary_cross_entropy"
-    inverse = "y.clamp_min(1e-12).log()" if made == "softmax" else "y.logit(1e-6)"
+    inverse = {
+        "softmax": "y.clamp_min(1e-12).log()",
+        "sigmoid": "y.logit(1e-6)",
+        "tanh": "y.clamp(-1 + 1e-6, 1 - 1e-6).atanh()",
+    }[made]
     return f"loss_fn = lambda y, t: nn.functional.{loss}({inverse}, t)"
 
 
@@ -235,7 +272,7 @@ def _divergence(scores: Tensor, made: str) -> Mismatch | None:
 
 def _alignment(scores: Tensor, made: str) -> Mismatch | None:
     total = scores.detach().double().logsumexp(-1)
-    if float(total.abs().max()) <= 1e-2:  # as for nll_loss
+    if float(total.abs().max()) <= _rounded(scores, -1):
         return None
     took = "y.clamp_min(1e-12).log()" if made else "y.log_softmax(-1)"
     return Mismatch(

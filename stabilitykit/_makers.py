@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,16 +71,63 @@ def squashed(scores: Tensor) -> str:
         total = values.sum(dimension)
         if scores.shape[dimension] > 1 and bool(((total - 1).abs() < near).all()):
             return "softmax"
-    names = list(_path(scores))
+    names = list(_path(scores.grad_fn))
     while names and names[0] in _TOUCHES:
         names.pop(0)
     written = names[:3] == ["reciprocal", "add", "exp"]
     return "sigmoid" if names[:1] == ["sigmoid"] or written else ""
 
 
-def _path(x: Tensor) -> Iterator[str]:
-    """The operations that made a tensor, the last first, as long as each has one input."""
-    node: Any = x.grad_fn
+def squashed_before(scores: Tensor) -> str:
+    """The "softmax" or "sigmoid" whose output went into the one that made these numbers.
+
+    By functions alone: what went in is not kept, and logits may have such values.
+
+    Examples:
+        >>> import torch
+        >>> z = torch.randn(4, 3, requires_grad=True)
+        >>> squashed_before(z.softmax(1).log_softmax(1)), squashed_before(z.log_softmax(1))
+        ('softmax', '')
+        >>> squashed_before(z.log_softmax(1).log_softmax(1))  # which changes nothing
+        ''
+    """
+    node = maker(scores)
+    if node is None or _name(node).lower() not in ("softmax", "logsoftmax", "sigmoid"):
+        return ""
+    names = list(_path(node.next_functions[0][0]))
+    if names[:3] == ["reciprocal", "add", "exp"]:
+        return "sigmoid"
+    return names[0] if names and names[0] in ("softmax", "sigmoid") else ""
+
+
+# Operations that cannot give all numbers, and which they give.
+_RANGES = {
+    "softmax": (0.0, 1.0),
+    "sigmoid": (0.0, 1.0),
+    "hardsigmoid": (0.0, 1.0),
+    "tanh": (-1.0, 1.0),
+    "relu": (0.0, math.inf),
+    "softplus": (0.0, math.inf),
+}
+
+
+def reach(x: Tensor) -> tuple[float, float]:
+    """The least and the largest number that the operation which made a tensor can give.
+
+    Examples:
+        >>> import torch
+        >>> z = torch.zeros(2, requires_grad=True)
+        >>> reach(z.tanh()), reach(torch.nn.functional.relu6(z)), reach(2 * z)
+        ((-1.0, 1.0), (0.0, 6.0), (-inf, inf))
+    """
+    node = maker(x)
+    if node is not None and _name(node).lower() == "hardtanh":
+        return float(node._saved_min_val), float(node._saved_max_val)
+    return _RANGES.get(last_function(x), (-math.inf, math.inf))
+
+
+def _path(node: Any) -> Iterator[str]:
+    """The operations from a node on, the last first, as long as each has one input."""
     while node is not None:
         if _name(node) not in _MOVES:
             yield _name(node).lower()

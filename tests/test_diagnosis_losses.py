@@ -105,3 +105,24 @@ def test_a_loss_without_targets_left_is_said():
     (found,) = sk.diagnose(model, (x, t.fill_(-100)), F.cross_entropy).findings
     assert (found.code, found.layer) == ("non-finite", "loss")
     assert "ignore" in found.remedy
+
+
+def test_log_softmax_twice_does_no_harm():
+    torch.manual_seed(0)
+    model, batch = nn.Sequential(*nets.stack([16, 48, 4]), nn.LogSoftmax(1)), nets.table()
+    assert sk.diagnose(model, batch, F.cross_entropy).healthy
+    assert sk.diagnose(model, batch, lambda y, t: F.nll_loss(y.log_softmax(1), t)).healthy
+
+
+def test_log_probabilities_of_half_precision_sum_to_one_up_to_rounding():
+    y = torch.zeros(2, 50000, dtype=torch.bfloat16, requires_grad=True)
+    assert mismatch([("nll_loss", y.log_softmax(1), torch.tensor([0, 1]))]) is None
+
+
+def test_targets_on_the_edge_of_what_an_output_reaches_are_none_beyond():
+    y = torch.zeros(4, 1, requires_grad=True)
+    edge = torch.tensor([[-1.0005], [1.0005], [1.0005], [0.0]])
+    assert mismatch([("mse_loss", y.tanh(), edge)]) is None
+    assert mismatch([("mse_loss", y.tanh(), 1.01 * edge)]) is not None
+    assert mismatch([("mse_loss", y.relu(), edge)]) is None
+    assert mismatch([("mse_loss", F.relu6(y), 7 * edge.abs())]) is not None

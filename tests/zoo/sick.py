@@ -1034,6 +1034,61 @@ sick(
     ),
     rewritten=without(nn.Sigmoid),
 )
+for key, ends, loss, batch, off in (
+    ("softmax-nll", [nn.Softmax(1)], lambda y, t: F.nll_loss(y.log_softmax(1), t), nets.table, 0),
+    ("sigmoid-nll", [nn.Sigmoid()], lambda y, t: F.nll_loss(y.log_softmax(1), t), nets.table, 1),
+    ("softmax-log-softmax", [nn.Softmax(1), nn.LogSoftmax(1)], nn.NLLLoss(), nets.table, 0),
+    (
+        "softmax-kl",
+        [nn.Softmax(1)],
+        lambda y, t: F.kl_div(y.log_softmax(1), healthy.smooth(t), reduction="batchmean"),
+        *(nets.table, 0),
+    ),
+    (
+        "sigmoid-bce",
+        [nn.Linear(4, 1), nn.Sigmoid()],
+        lambda y, t: F.binary_cross_entropy(y.sigmoid(), t),
+        *(binary, 1),
+    ),
+):
+    sick(
+        f"twice-{key}",
+        "mismatched-loss",
+        "loss",
+        lambda ends=ends, loss=loss, batch=batch: (
+            nn.Sequential(*nets.stack(MLP), *ends),
+            *(batch(), loss),
+        ),
+        (softmax_off, sigmoid_off)[off],
+    )
+sick(
+    "log-softmax-over-the-batch",
+    "mismatched-loss",
+    "loss",
+    lambda: (nn.Sequential(*nets.stack(MLP), nn.LogSoftmax(0)), nets.table(), F.nll_loss),
+    rewritten=without(nn.LogSoftmax, lambda: nn.LogSoftmax(1)),
+)
+for end, shift in ((nn.Tanh, 50), (nn.ReLU, -5), (nn.ReLU6, 50), (nn.Hardtanh, 50)):
+    sick(
+        f"{end.__name__.lower()}-before-targets-beyond",
+        "mismatched-loss",
+        "loss",
+        lambda end=end, shift=shift: (
+            nn.Sequential(*nets.stack([16, 48, 1]), end()),
+            *((lambda x: (x, shift + x[:, :1]))(nets.table()[0]), MSE),
+        ),
+        None if end is nn.Tanh else lambda m: m[:-1],
+    )
+sick(
+    "softplus-before-targets-beyond",
+    "mismatched-loss",
+    "loss",
+    lambda: (
+        nn.Sequential(*nets.stack([16, 48, 1]), nn.Softplus()),
+        *((lambda x: (x, x[:, :1] - 5))(nets.table()[0]), F.l1_loss),
+    ),
+    without(nn.Softplus),
+)
 
 
 def signs(batch):
