@@ -65,12 +65,17 @@ def _envelope(values: Sequence[float], worst: Callable[[float, float], float]) -
     return found
 
 
-def _cure(falls: Sequence[float], signal: Signal, rescale: str) -> str:
-    """Draw one layer again where it alone is at fault, for most of the change, else rescale all."""
-    alone = len(falls) > 1 and max(falls) > 0.75 * sum(falls)
+def _alone(falls: Sequence[float], stack: Sequence[Signal]) -> Signal | None:
+    """The layer that is at fault for most of the change, if one is and can be drawn again."""
+    most = max(range(len(falls)), key=lambda i: falls[i])
     # What attention does to a gradient is for what it gets to say, as much as for its weights.
-    if not alone or not signal.weighted or signal.kind == "multiheadattention":
-        return rescale
+    drawn = stack[most].weighted and stack[most].kind != "multiheadattention"
+    most_of_all = len(falls) > 1 and falls[most] > 0.75 * sum(falls)
+    return stack[most] if most_of_all and drawn else None
+
+
+def _redraw(signal: Signal) -> str:
+    """The remedy for one layer."""
     if signal.kind == "product":
         call = f"nn.init.orthogonal_({parameter(signal.layer)}, 2**0.5)"
         return f"Draw that weight again: `{call}`."
@@ -264,8 +269,9 @@ def findings(
         if sign * change.total <= allowance(stack):
             continue
         steps = [max(0.0, sign * (b - a)) for a, b in pairwise(path)]
-        start = stack[onset(steps)]
-        remedy, severity = _cure(steps, start, rescale), "warning"
+        sole = _alone(steps, stack)
+        start = stack[onset(steps)] if sole is None else sole
+        remedy, severity = rescale if sole is None else _redraw(sole), "warning"
         if sign * change.total > 2 * allowance(stack):
             severity = "error"
         one = finding(code, start.layer, _ratio(change.total), 1.0, remedy, severity)

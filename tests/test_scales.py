@@ -183,3 +183,18 @@ def test_a_gradient_explodes_from_the_head_where_the_last_layer_is_beside_the_wa
     found = {c.code: c for c in backward(layers, [*below, norm, 1.0])}
     change = found["exploding-gradient"]
     assert (change.total > allowance(change.stack)) == explodes
+
+
+def test_one_cliff_is_named_also_behind_a_small_fall():
+    """torch's own first layer loses half of the signal, layer 20 a million times as much."""
+    torch.manual_seed(0)
+    model = nets.stack([16] + [64] * 21 + [4])
+    for layer in model[2:-1:2]:
+        nn.init.kaiming_normal_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    model[20].weight.data *= 1e-6
+    batch = nets.table()
+    for found in sk.diagnose(model, batch, F.cross_entropy).findings:
+        assert found.layer == "20"
+        exec(found.remedy.split("`")[1], {"model": model, "nn": nn, "torch": torch})
+    assert sk.diagnose(model, batch, F.cross_entropy).healthy
