@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stabilitykit import _nested
+from stabilitykit._fresh import Fresh
 from stabilitykit._makers import maker
 from stabilitykit._quiet import transforming
 
@@ -72,21 +73,27 @@ class Feed(NamedTuple):
 
 
 class _Products(TorchFunctionMode):
-    """Calls back for every product with a parameter, and with what a sigmoid lets through."""
+    """Calls back for every product with a parameter, and with what a sigmoid lets through.
+
+    It follows what is fresh, too.
+    """
 
     def __init__(
         self,
         seen: Callable[[Tensor, Tensor, Tensor], None],
         gates: set[tuple[str, int]],
+        fresh: Fresh,
     ) -> None:
         super().__init__()
-        self.seen, self.gates = seen, gates
+        self.seen, self.gates, self.fresh = seen, gates, fresh
         self.sigmoids: dict[Any, tuple[str, int]] = {}  # by their nodes in autograd's graph
         self.counts = dict.fromkeys(_SIGMOIDS, 0)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").strip("_")
+        if isinstance(output, (Tensor, tuple, list)):
+            self.fresh.follow(name, tensors((args, kwargs)), tensors(output))
         if name in PRODUCTS and isinstance(output, Tensor) and not transforming():
             factors = [_owner(t) for t in tensors((args, kwargs)) if t.ndim > 1]
             if len(factors) == 2:
@@ -122,7 +129,7 @@ class Watch:
 
     @contextlib.contextmanager
     def on(self, model: nn.Module, batch: list[Tensor]) -> Iterator[Watch]:
-        raw = {tensor.data_ptr() for tensor in batch if first_tensor(tensor) is not None}
+        fresh = Fresh(batch, model.buffers())
         calls: dict[str, int] = {}
         handles = []
         weights = {id(p): name for name, p in model.named_parameters() if p.ndim > 1}
@@ -151,7 +158,7 @@ class Watch:
                 if isinstance(module, WEIGHTED + NORMALISING) and not transforming():
                     call = calls.get(name, 0)
                     calls[name] = call + 1
-                    self._record(name, module, call, (args, kwargs), output, raw)
+                    self._record(name, module, call, (args, kwargs), output, fresh)
 
             return hook
 
@@ -159,22 +166,20 @@ class Watch:
             handles.append(module.register_forward_pre_hook(enter(name)))
             handles.append(module.register_forward_hook(leave(name), with_kwargs=True))
         try:
-            with _Products(product, self.gates):
+            with _Products(product, self.gates, fresh):
                 yield self
         finally:
             for handle in handles:
                 handle.remove()
 
     def _record(
-        self, name: str, module: nn.Module, call: int, given: Any, output: Any, raw: set[int]
+        self, name: str, module: nn.Module, call: int, given: Any, output: Any, fresh: Fresh
     ) -> None:
         source, result = first_tensor(given), first_tensor(output)
         if source is None or result is None:
             return
         weighted = isinstance(module, WEIGHTED)
-        direct = not any(signal.weighted for signal in self.signals) or source.data_ptr() in raw
-        normalised = any(not signal.weighted for signal in self.signals)
-        if weighted and call == 0 and direct and not normalised:
+        if weighted and call == 0 and (not self.signals or source in fresh):
             self.feeds.append(_feed(name, module, source.detach()))
         kind = type(module).__name__.lower()
         units = result.shape[_features(module, result)]

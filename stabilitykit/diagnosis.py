@@ -180,7 +180,6 @@ def _run(
 ) -> Diagnosis:
     watch, losses = Watch(), LossWatch()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    floating = [t for t in tensors(inputs) if t.is_floating_point()]
 
     def rewind() -> None:
         with torch.no_grad():
@@ -201,7 +200,7 @@ def _run(
     with Probe(model, optimizer, mode="exact") as probe:
         outputs: Any = None
         try:
-            with stage("forward", watch.entered), watch.on(model, floating), losses:
+            with stage("forward", watch.entered), watch.on(model, tensors(inputs)), losses:
                 outputs = _call(model, inputs)
             losses.inside = len(losses.calls)
             with stage("loss_fn"), losses:

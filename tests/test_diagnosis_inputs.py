@@ -153,3 +153,53 @@ def test_standardising_does_not_blow_up_a_constant_feature(dtype, constant):
     assert mended[:, 3].abs().max() < 0.5
     assert (mended[:, :3].float().std(0) - 1).abs().max() < 0.02
     assert sk.diagnose(model, (mended, targets), nn.functional.cross_entropy).healthy
+
+
+class WideAndDeep(nn.Module):
+    """A category and features: one layer reads the category alone, one both."""
+
+    def __init__(self, wide_first, normed):
+        super().__init__()
+        self.embedding, self.wide = nn.Embedding(20, 8), nn.Linear(20, 4)
+        self.norm = nn.LayerNorm(4) if normed else nn.Identity()
+        self.deep, self.wide_first = nets.stack([24, 48, 4]), wide_first
+
+    def forward(self, category, x):
+        def wide():
+            return self.norm(self.wide(F.one_hot(category, 20).float()))
+
+        def deep():
+            return self.deep(torch.cat([self.embedding(category), x.double().float()], 1))
+
+        first, second = (wide, deep) if self.wide_first else (deep, wide)
+        return first() + second()
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("wide_first", [False, True])
+@pytest.mark.parametrize(("size", "layers"), [(1.0, []), (1e4, ["input[1]"])])
+def test_the_order_of_branches_hides_no_input(wide_first, normed, size, layers):
+    model, (x, t) = WideAndDeep(wide_first, normed), nets.table()
+    x[:, 3] *= size
+    batch = (torch.randint(0, 20, (len(x),)), x), t
+    found = sk.diagnose(model, batch, F.cross_entropy).findings
+    assert [(one.code, one.layer) for one in found] == [("unscaled-input", n) for n in layers]
+
+
+class Late(nn.Module):
+    """What layers made stands beside the batch; the model's own numbers are alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.place = nn.Linear(16, 16), nn.Linear(1, 4)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x):
+        h = 1e3 * self.body(x)
+        h = self.head(torch.cat([h, x], 1)) / 1e3
+        return h + self.place(torch.arange(4.0)[:, None] + 100).mean() / 1e3
+
+
+def test_what_layers_made_or_the_model_brought_along_is_no_input():
+    found = sk.diagnose(Late(), nets.table(), F.cross_entropy).findings
+    assert all(one.code != "unscaled-input" for one in found)
