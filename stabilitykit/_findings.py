@@ -114,6 +114,8 @@ HIDES = {
     "saturated": {"no-gradient", "update-too-small"},
     "exploding-signal": {"saturated", "update-too-large"},
     "exploding-gradient": {"update-too-large"},
+    "vanishing-signal": {"update-too-small"},
+    "vanishing-gradient": {"update-too-small"},
     "mismatched-loss": {"no-gradient", "update-too-small", "update-too-large"},
     "no-gradient": {"update-too-small"},
 }

@@ -27,6 +27,11 @@ def tied(
     """
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     given = {id(p): before[name] for name, p in parameters.items()}  # a tied weight has two names
+    for name, module in modules.items():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            share, units = _looked_up(module, given)
+            if share > f.TIED:
+                return [finding("tied-units", name, share, 1 / units, _RESET)]
     for signal in signals:
         module, plain = modules.get(signal.layer), parameters.get(signal.layer)
         share, units, remedy = 0.0, 1, _RESET
@@ -40,6 +45,14 @@ def tied(
         if share > f.TIED:
             return [finding("tied-units", signal.layer, share, 1 / units, remedy)]
     return []
+
+
+def _looked_up(module: nn.Module, given: Mapping[int, Tensor]) -> tuple[float, int]:
+    """The same of an embedding, whose units are its columns."""
+    weight = module.weight
+    if not isinstance(weight, Tensor) or weight.grad is None or id(weight) not in given:
+        return 0.0, 1
+    return _twins(given[id(weight)].T, _gradient(weight).T), weight.shape[1]
 
 
 _RESET = (

@@ -23,6 +23,8 @@ def without_gradient(
 ) -> list[Finding]:
     """no-gradient: parameters that backward does not reach, or reaches with exact zeros.
 
+    What is computed and not read, as the last of several layers alike may be, gets a warning.
+
     What no function of the step was given (an expert that got no sample, a block that was left out)
     is not cut off. It is named, with a warning, only if no other draw of the random numbers uses
     it, and if no part beside it in the same container was used.
@@ -48,7 +50,8 @@ def without_gradient(
         how = f"Take out {cut}, which cuts it off from the loss" if cut else _KEEP
         how = _READ if cut is None else how
         remedy = f"{how}, or freeze what is not meant to learn: `{frozen(model, missing)}`."
-        found.append(finding("no-gradient", missing[0], "none", "a gradient", remedy))
+        severity = "warning" if cut is None else "error"
+        found.append(finding("no-gradient", missing[0], "none", "a gradient", remedy, severity))
     elif zeros and flat and not cut:
         expected = "a gradient that is not zero"
         found.append(finding("no-gradient", "loss", 0.0, expected, _FLAT, "warning"))

@@ -47,6 +47,8 @@ def test_causes_hide_what_follows_from_them():
     kept = [f.code for f in causes(found[1:])]
     assert "unscaled-input" in kept
     assert "saturated" not in kept
+    flat = [finding(c, "x", 1, 0, "Do.") for c in ("vanishing-signal", "update-too-small")]
+    assert causes(flat) == (flat[0],)
     assert set(HIDES) <= set(CODES)
     assert set().union(*HIDES.values()) <= set(CODES)
 
@@ -90,6 +92,7 @@ def test_what_the_loss_does_not_read_is_no_cut():
     (found,) = sk.diagnose(Leftover(), nets.table(), F.cross_entropy).findings
     assert (found.code, found.layer) == ("no-gradient", "back.weight")
     assert found.remedy.startswith("Let the loss read what is made of it, or freeze")
+    assert found.severity == "warning"
 
 
 class Opened(nn.Module):

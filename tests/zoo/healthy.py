@@ -165,6 +165,7 @@ MORE = {
     ),
     "transformer-128-regression": lambda: regression_by_transformer(True),
     "transformer-128-post-ln-regression": lambda: regression_by_transformer(False),
+    "factors": lambda: (nets.Factors(), nets.ratings(), MSE, 3e-2),
     "contrastive": lambda: (nets.Contrastive(), nets.views(), CE, 3e-3),
     "mlp-huber": lambda: (
         nets.stack([16, 64, 64, 1], nn.Tanh),

@@ -38,6 +38,12 @@ def views(samples=64):
     return (x, x + 0.3 * torch.randn(samples, 32)), torch.arange(samples)
 
 
+def ratings(samples=256):
+    """Of users for items, products of three factors each."""
+    users, items = torch.randint(0, 40, (samples,)), torch.randint(0, 30, (samples,))
+    return (users, items), (torch.randn(40, 3)[users] * torch.randn(30, 3)[items]).sum(1)
+
+
 def stack(widths, activation=nn.ReLU, norm=None, bias=True):
     """Linear layers in `nn.Sequential`: an activation after each but the last."""
     layers = []
@@ -220,6 +226,17 @@ class Residual(nn.Module):
         for block, norm in zip(self.blocks, self.norms, strict=True):
             x = x + self.scale * F.relu(block(norm(x)))
         return self.head(x)
+
+
+class Factors(nn.Module):
+    """Matrix factorisation: scores of users and items are products of their embeddings."""
+
+    def __init__(self, users=40, items=30, width=16):
+        super().__init__()
+        self.users, self.items = nn.Embedding(users, width), nn.Embedding(items, width)
+
+    def forward(self, users, items):
+        return (self.users(users) * self.items(items)).sum(1)
 
 
 class Contrastive(nn.Module):

@@ -737,6 +737,13 @@ sick(
     "inner",
     lambda: (constant(nets.Products(2), 0.05), nets.table(), CE),
 )
+for key, value in (("constant", 0.1), ("zero", 0.0)):
+    sick(
+        f"{key}-embeddings",
+        "tied-units",
+        "users",
+        lambda value=value: (constant(nets.Factors(), value), nets.ratings(), MSE),
+    )
 sick(
     "zero-lstm",
     "tied-units",
