@@ -68,8 +68,9 @@ assert max(patients) < 0.3
 # %% [markdown]
 # ## One step, before training
 #
-# With an optimiser, a diagnosis makes one step, compares the loss of the batch before and after, and
-# undoes it. The patients and three more of their kind:
+# With an optimiser, a diagnosis makes one step and compares the loss of the batch before and after.
+# Where that loss has clearly risen it makes twenty steps on the batch, and twenty more of the length
+# that it would propose; then it undoes them all. The patients and three more of their kind:
 
 # %%
 def examine(seed, lr=0.03, norm_first=False):
@@ -85,7 +86,7 @@ def verdicts(diagnoses):
 
 six = [examine(seed) for seed in range(6)]
 print(verdicts(six))
-#> error, healthy, warning, warning, warning, healthy
+#> warning, healthy, warning, warning, warning, healthy
 found = [finding for one in six for finding in one.findings]
 print(f"{len(found)} of 6:", *{finding.code for finding in found})
 #> 4 of 6: update-too-large
@@ -97,9 +98,9 @@ print("at a rate of 0.01:", verdicts([examine(0, lr=0.01)]))
 assert 2 <= len(found) <= 5 and not six[1].findings and patients[1] < 0.3
 
 # %% [markdown]
-# Four of six are found. The report speaks up where the step clearly raises the loss, and that is a
-# matter of luck here: the second network is called `healthy`, and it stayed at chance like its
-# neighbours. [A diagnosis without findings is no promise](index.md#when-the-judge-is-wrong). Is there a
+# Four of six are found. The report asks further only where the first step clearly raises the loss, and
+# that is a matter of luck here: the second network is called `healthy`, and it stayed at chance like
+# its neighbours. [A diagnosis without findings is no promise](index.md#when-the-judge-is-wrong). Is there a
 # number that does not depend on the seed?
 #
 # ## How long is Adam's first step?
@@ -209,17 +210,16 @@ print(f"accuracy {min(before):.1f} to {max(before):.1f}")
 #> accuracy 0.8 to 0.9
 again = [examine(seed, norm_first=True) for seed in range(3)]
 print(verdicts(again))
-#> error, warning, warning
-print(*{finding.code for one in again for finding in one.findings})
-#> update-too-large
+#> healthy, healthy, healthy
 
 # Claim: With the norm before each block the transformer bears the learning rate that
-# ruined it, three seeds of three, and the diagnosis calls that step too large as well.
-assert min(before) > 0.6 and not any(one.healthy for one in again)
+# ruined it, three seeds of three, and the diagnosis finds nothing wrong with that.
+assert min(before) > 0.6 and all(one.healthy for one in again)
 
 # %% [markdown]
-# The report likes this one no better, and of the step it is right: the loss is higher after it. But
-# this network recovers and the patient does not. **The finding is about a step, not about the end.**
+# Here, too, the loss is higher after the first step. But this network recovers within twenty and the
+# patient does not; so the report is silent. **One long step is no illness where the next ones lead
+# down.**
 #
 # ## How long is too long?
 #
