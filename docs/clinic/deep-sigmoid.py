@@ -305,22 +305,30 @@ def remedied(seed):
     return model
 
 
-runs = {lr: [train_it(remedied(seed), lr) for seed in range(3)] for lr in (0.1, 0.03)}
-history["ReLU, sk.lsuv"] = runs[0.1][0]
-worst = {lr: min(h.test_accuracies[-1] for h in three) for lr, three in runs.items()}
-print("at 0.1 each of three seeds above 0.2:", worst[0.1] > 0.2)
-#> at 0.1 each of three seeds above 0.2: True
-print("at 0.03 each of three seeds above 0.6:", worst[0.03] > 0.6)
-#> at 0.03 each of three seeds above 0.6: True
+def several(prepare, lr, seeds):
+    return [train_it(prepare(seed), lr) for seed in range(seeds)]
 
-# Claim: The remedy of the report takes the twenty layers from chance to more than six
+
+rough = [run.test_accuracies for run in several(remedied, 0.1, 2)]
+print("rate 0.1: each of two above 0.3 in some epoch:", all(a.max() > 0.3 for a in rough))
+#> rate 0.1: each of two above 0.3 in some epoch: True
+down = any(np.diff(a).min() < -0.1 for a in rough)
+print("and one down by more than 0.1 from epoch to epoch:", down)
+#> and one down by more than 0.1 from epoch to epoch: True
+runs = several(remedied, 0.03, 3)
+history["ReLU, sk.lsuv"] = runs[0]
+worst = min(run.test_accuracies[-1] for run in runs)
+print("rate 0.03: each of three above 0.5 at the end:", worst > 0.5)
+#> rate 0.03: each of three above 0.5 at the end: True
+
+# Claim: The remedy of the report takes the twenty layers from chance to more than five
 # digits in ten at a rate of 0.03, three seeds of three.
-assert worst[0.03] > 0.6
+assert worst > 0.5
 
 # %% [markdown]
-# It works, and better with a shorter step: at 0.1 the accuracy goes up and down, and rounding decides
-# how far a run gets. So the report was right in all it said. Tanh at the edge is another cure, and one
-# that bears the rate of this page.
+# It works, with a shorter step. At 0.1 these networks learn and lose some of it again, and rounding
+# decides where ten epochs end. So the report was right in all it said; of the rate it said nothing.
+# Tanh at the edge is another cure, and one that bears the rate of this page.
 #
 # ## The report on discharge
 #
@@ -353,8 +361,8 @@ ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
 
 # %% [markdown]
 # <!--figure: name="all-treatments"
-# alt="Accuracy by epoch for six runs: four lines lie on each other at one in ten, told apart by their markers; ReLU with sk.lsuv climbs unsteadily, and tanh at the edge of chaos climbs above nine in ten."
-# caption="**The patient, three treatments that fail, and two that work.** Test accuracy by epoch, seed 0, learning rate `0.1` but for the second run; dotted: guessing. Four runs lie on each other; each has its markers at other epochs. Only the last two change both causes. Other seeds give other curves, the same verdict."-->
+# alt="Accuracy by epoch for six runs: four lines lie on each other at one in ten, told apart by their markers; ReLU with sk.lsuv climbs unsteadily to about nine in ten, and tanh at the edge of chaos fast and above nine in ten."
+# caption="**The patient, three treatments that fail, and two that work.** Test accuracy by epoch, seed 0, learning rate `0.1`, but 1 for the second run and `0.03` for the last; dotted: guessing. Four runs lie on each other; each has its markers at other epochs. Only the last two change both causes. Other seeds give other curves, the same verdict."-->
 #
 # ## A rule for tomorrow
 #
@@ -401,16 +409,19 @@ assert reached[0] > 0.8 and reached[-1] < 0.25
 critical = float(sk.critical_weight_var("relu"))
 print(f"2. critical n·Var(w) of ReLU: {critical:.1f}")
 #> 2. critical n·Var(w) of ReLU: 2.0
-for lr, limit in ((0.1, 0.3), (0.03, 0.5)):
-    relus = [train_it(make("relu", critical, seed), lr) for seed in range(3)]
-    worst = min(h.test_accuracies[-1] for h in relus)
-    print(f"at {lr:g} each of three seeds above {limit:g}: {worst > limit}")
-#> at 0.1 each of three seeds above 0.3: True
-#> at 0.03 each of three seeds above 0.5: True
+for lr in (0.1, 0.03):
+    runs = several(lambda seed: make("relu", critical, seed), lr, 2)
+    best = min(run.test_accuracies.max() for run in runs)
+    print(f"rate {lr:g}: both above 0.3 in some epoch: {best > 0.3}")
+#> rate 0.1: both above 0.3 in some epoch: True
+#> rate 0.03: both above 0.3 in some epoch: True
+worst = min(run.test_accuracies[-1] for run in runs)
+print("and, at 0.03, above 0.5 at the end:", worst > 0.5)
+#> and, at 0.03, above 0.5 at the end: True
 
 # %% [markdown]
-# ReLU too learns at its critical value, less well than tanh, and with less to spare at the rate of all
-# the others. There the accuracies jump from epoch to epoch, and a run may even end in an overflow.
+# ReLU too learns at its critical value. At the rate of all the others the accuracy goes up and down, as
+# with `sk.lsuv`, and a run may even end in an overflow. At 0.03 it climbs.
 
 # %%
 centred = train_it(make(lambda z: torch.sigmoid(z) - 0.5, 16.0))
