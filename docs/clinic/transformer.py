@@ -328,7 +328,7 @@ print(f"predicted {kept[0]:.2f}, measured {kept[1]:.2f}")
 assert 0.9 < kept[1] < 1 and abs(kept[0] / kept[1] - 1) < 0.01
 
 # %% [markdown]
-# So clipping hardly shortens Adam's first step. What is lost, is lost in the entries whose gradients the
+# So clipping hardly shortens Adam's first step. What is lost is lost in the entries whose gradients the
 # clipping brings down to $\varepsilon = 10^{-8}$. Later it can help: where one batch's gradient is far
 # larger than those that Adam remembers, clipping takes it down to theirs.
 #
