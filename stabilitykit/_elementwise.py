@@ -60,6 +60,8 @@ class Elementwise:
             torch.from_numpy(part.copy()) for part in means.activation(typical.numpy())
         )
         result = State(square, _law.Law(image), space=state.space)
+        if not monotone(image[state.law.values.argsort()]):
+            result.behind = state
         if state.apart is not None:
             shares = state.apart, state.sizes
             result.apart = through(*shares, state.law, means, state.scale, image, steepness)
@@ -78,6 +80,11 @@ class Elementwise:
 
         tape.step(back)
         return result
+
+
+def monotone(values: Tensor) -> bool:
+    steps = values.diff()
+    return bool((steps >= 0).all() or (steps <= 0).all())
 
 
 def _variances(square: Field) -> tuple[Tensor, Callable[[Field, Tensor], Field]]:

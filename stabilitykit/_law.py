@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,13 +103,22 @@ def mixture(laws: list[Law], shares: list[float]) -> tuple[Law, list[Tensor]]:
 
 
 def by_rank(values: Tensor, gradient: Tensor, law: Law) -> Tensor | None:
-    """How a measured gradient's square goes with the ranks of values, by atom of their law."""
-    ordered = gradient.flatten()[values.flatten().argsort()].cpu()
-    if len(ordered) < ATOMS:
+    """How a measured gradient's square spreads over ranks of values, by atom of their law.
+
+    Ranks are those among negative, zero and positive ones, whose shares need not be the law's.
+    """
+    values, order = values.flatten().cpu().sort()
+    if len(values) < ATOMS:
         return None
-    place = torch.arange(len(ordered)) * ATOMS // len(ordered)
+    atoms, places = law.values.sort()
+    theirs, ours = (
+        [0, int((ordered < 0).sum()), int((ordered <= 0).sum()), len(ordered)]
+        for ordered in (values, atoms)
+    )
+    place = torch.from_numpy(np.interp(np.arange(len(values)) + 0.5, theirs, ours))
+    energy = gradient.flatten().cpu()[order]
     weights = torch.zeros(ATOMS, dtype=torch.float64)
-    weights[law.values.argsort()] = place.bincount(ordered) / place.bincount()
+    weights[places] = place.long().clamp(max=ATOMS - 1).bincount(energy, minlength=ATOMS)
     return normalised(weights) if weights.isfinite().all() else None
 
 

@@ -14,6 +14,8 @@ from stabilitykit._fields import Field
 from stabilitykit._rules import rule
 from stabilitykit._tape import State, Tape
 
+_TAILS = 0.05  # convention: a fourth moment that is farther from a Gaussian's is not one's
+
 
 def _affine(state: State, weight: Field | None, bias: Field | None, out: Tensor) -> Any:
     """Square and law of weight·x + bias, where x has the state's square and law."""
@@ -106,8 +108,10 @@ def _grouped(
 ) -> State:  # fmt: skip
     """Norms over positions: how far entries of a group agree is read from the pass.
 
-    1/σ² is E[1/σ²]·E[x²] as measured, a number without scale, over the predicted E[x²]. With y =
-    (x − mean)/σ, n entries a group, and ⟨·⟩ the mean over a group,
+    The variance of each group is as measured over the measured E[x²], a number without scale, times
+    the predicted E[x²]: behind an activation it differs by group and goes with the entries, so the
+    law of what is left and the entries that the gradient meets are read from the pass, too, unless
+    x is Gaussian. With y = (x − mean)/σ, n entries a group, and ⟨·⟩ the mean over a group,
 
         ∂x = (∂y − ⟨∂y⟩ − y⟨y ∂y⟩)/σ
 
@@ -126,15 +130,11 @@ def _grouped(
     tiny = torch.finfo(torch.float64).tiny
     square = state.square.reshape(shape).mean(dims, keepdim=True)
     measured = value.square().mean()
-    live = variance > 1e-10 * measured.clamp(min=tiny)
-    ratio = measured / variance.clamp(min=tiny)
-    ratio = ratio[live].mean() if live.any() else ratio.new_zeros(())
-    level = square.mean().expand(square.shape)
-    predicted = level / ratio.clamp(min=tiny) if ratio > 0 else torch.zeros_like(level)
-    inverse = 1 / (predicted + eps)
+    scaled = variance * (square.mean() / measured) if measured > 0 else torch.zeros_like(variance)
+    inverse = torch.where(scaled + eps > 0, 1 / (scaled + eps), torch.zeros_like(scaled))
     # the mean square after the norm is that of what is left: var/(var + eps)
     n = math.prod(shape[d] for d in dims)
-    centred = predicted * inverse / square.clamp(min=tiny)
+    centred = (scaled * inverse).mean(1, keepdim=True) / square.clamp(min=tiny)
     w = None if weight is None else weight.detach().double()
     b = None if bias is None else bias.detach().double()
     view = [1, -1] + [1] * (x.dim() - 2)
@@ -142,9 +142,12 @@ def _grouped(
     b = None if b is None else b.view(view)
     plain = (state.square.reshape(shape) * centred).reshape(x.shape)
     centre = value.mean(dims, keepdim=True)
-    plain = _placed(plain, ((value - centre).square() / (variance + eps)).reshape(x.shape))
-    law = _law.gaussian() if state.law.gaussian else state.law
-    inner = State(plain, _law.Law(law.values - law.mean, law.gaussian))
+    left = ((value - centre) * (variance + eps).rsqrt()).reshape(x.shape)
+    plain = _placed(plain, left.square())
+    law, spread = state.law, left.square().mean()
+    if not law.gaussian or abs(left.pow(4).mean() / spread.square() / 3 - 1) > _TAILS:
+        law = _law.empirical(left / plain.clamp(min=tiny).sqrt())
+    inner = State(plain, law)
     result_square, law = _affine(inner, w, b, out)
     result = State(result_square, law, space=state.space)
     ends = tape.watch(out), tape.watch(x)
@@ -153,16 +156,22 @@ def _grouped(
         if result.gradient is None:
             return
         gradient = result.gradient if w is None else result.gradient * w.square()
-        gradient = gradient.expand(out.shape).reshape(shape) * inverse
+        gradient = gradient.expand(out.shape).reshape(shape)
         after, before = (tape.measured(end) for end in ends)
         kept = 1 - min(1.0, 2 / n)
         if after is not None and before is not None:
             whole = after if w is None else after * w.square()
-            whole = (whole.reshape(shape) / (variance + eps)).mean()
+            whole = whole.mean() * (1 / (variance + eps)).mean()
             kept = float(before.mean() / whole) if whole > 0 else 0.0
-        gradient = (gradient * kept).reshape(x.shape)
-        gradient = gradient if before is None else _placed(gradient, before)
-        state.receive(gradient, result.weights)
+        level = gradient.mean() * inverse.mean() * kept
+        gradient = (gradient * inverse).reshape(x.shape)
+        gradient = gradient * (level / gradient.mean().clamp(min=tiny))
+        if before is not None:
+            gradient = _placed(gradient, before)
+        if before is None or inner.law.gaussian:
+            state.receive(gradient, result.weights)
+        else:
+            state.receive(gradient, state.ranked(before), before)
 
     tape.step(back)
     return result
@@ -219,11 +228,23 @@ def _running(
     shift = (slope - 1) * mean * scale
     shift = shift if bias is None else shift + bias.detach().double().view(view)
     square, law = _affine(inner, scale, shift, out)
+    if not state.law.gaussian:  # centres and scales go with the entries
+        square = square.mean(1, keepdim=True).expand(out.shape)
+        law = _law.empirical(out.detach().double() / square.clamp(min=tiny).sqrt())
     result = State(square, law, space=state.space)
+    ends = tape.watch(out), tape.watch(x)
 
     def back() -> None:
-        if result.gradient is not None:
-            state.receive(result.gradient * scale.square(), result.weights)
+        if result.gradient is None:
+            return
+        gradient = result.gradient * scale.square()
+        after, before = (tape.measured(end) for end in ends)
+        if state.law.gaussian or after is None or before is None:
+            state.receive(gradient, result.weights)
+            return
+        level = result.gradient.mean() * before.mean() / after.mean().clamp(min=tiny)
+        gradient = gradient * (level / gradient.mean().clamp(min=tiny))
+        state.receive(gradient, state.ranked(before), before)
 
     tape.step(back)
     return result

@@ -34,7 +34,6 @@ def mixed(
         law = _law.empirical(out.detach().double() / square.clamp(min=tiny).sqrt())
     result = State(square, law)
     ends = tape.watch(x), tape.watch(out)
-    relative = x.detach().double() / state.square.clamp(min=tiny).sqrt()
 
     def back() -> None:
         if result.gradient is None:
@@ -42,9 +41,9 @@ def mixed(
         gradient = adjoint(mix, x.shape, result.gradient.expand(out.shape))
         if gradient is not None:
             agreed = tape.agreement(*ends, lambda after: adjoint(mix, x.shape, after))
-            weights, before = None, tape.measured(ends[0])
-            if result.weights is not None and before is not None:
-                weights = _law.by_rank(relative, before, state.law)
+            weights = None
+            if result.weights is not None:
+                weights = state.ranked(tape.measured(ends[0]))
             state.receive(gradient * agreed, weights)
 
     tape.step(back)

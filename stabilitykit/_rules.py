@@ -199,7 +199,7 @@ def _joined(
     def back() -> None:
         if result.gradient is None:
             return
-        gradient = result.gradient.expand(out.shape)
+        gradient, tiny = result.gradient.expand(out.shape), torch.finfo(torch.float64).tiny
         for i, part in enumerate(given):
 
             def place(field: Field, i: int = i) -> Field:
@@ -207,11 +207,17 @@ def _joined(
                 fields[i] = field
                 return function(fields, *extra)
 
-            own, weights = adjoint(place, part.square.shape, gradient), result.weights
-            if own is not None and weights is not None:
-                weights = weights[places[i]]
-                own = own * float(weights.mean())
-            part.receive(own, _law.normalised(weights))
+            own = adjoint(place, part.square.shape, gradient)
+            if own is None or result.weights is None:
+                part.receive(own)
+            elif result.read is not None and (whole := float(result.read.sum())) > 0:
+                read = adjoint(place, part.square.shape, result.read)
+                share = 0.0 if read is None else float(read.sum()) / whole
+                own = own * (share * float(gradient.sum()) / max(float(own.sum()), tiny))
+                part.receive(own, part.ranked(read), read)
+            else:
+                weights = result.weights[places[i]]
+                part.receive(own * float(weights.mean()), _law.normalised(weights))
 
     tape.step(back)
     return result

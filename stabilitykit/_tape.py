@@ -27,9 +27,12 @@ class State:
         modelled: False where the square is a measured one.
         gradient: E[(∂/∂x)²] of the tensor's shape, after the way back.
         weights: how the gradient's square spreads over the law's atoms, mean 1; None if evenly.
+        read: the measured gradient's square, where the weights were read from it.
         pinned: whether the gradient is the measured one of all its readers.
         apart: share of the square that tells two samples apart; None where nothing predicts it.
         given: of the first tensor from which it was computed.
+        behind: of that whose atoms these are, where a function of it is not monotone.
+        entries: the tensor, and its version when it was computed.
     """
 
     def __init__(
@@ -41,9 +44,12 @@ class State:
         self.modelled = modelled
         self.gradient: Field | None = None
         self.weights: Tensor | None = None
+        self.read: Field | None = None
         self.pinned = False
         self.apart: float | None = None
         self.given: State | None = None
+        self.behind: State | None = None
+        self.entries: tuple[Tensor, int] | None = None
 
     @classmethod
     def measured(cls, value: Tensor, *, known: bool = False, modelled: bool = True) -> State:
@@ -89,21 +95,45 @@ class State:
         """E[x] by position."""
         return pointwise(lambda square: square.sqrt() * self.law.mean, self.square)
 
-    def receive(self, gradient: Field | None, weights: Tensor | None = None) -> None:
+    @property
+    def intact(self) -> bool:
+        """Whether the entries are at hand: none has been overwritten."""
+        return self.entries is not None and self.entries[0]._version == self.entries[1]
+
+    def ranked(self, gradient: Field | None) -> Tensor | None:
+        """How a measured gradient's square goes with the ranks of the entries, by atom."""
+        source = self
+        while source.behind is not None and source.behind.intact:
+            source = source.behind
+        if gradient is None or source.entries is None or not source.intact:
+            return None
+        value, tiny = dense(source.entries[0].detach()).double(), torch.finfo(torch.float64).tiny
+        if value.shape != gradient.shape or value.shape != source.square.shape:
+            return None
+        return _law.by_rank(value / source.square.clamp(min=tiny).sqrt(), gradient, source.law)
+
+    def receive(
+        self, gradient: Field | None, weights: Tensor | None = None, read: Field | None = None
+    ) -> None:
         """Add a gradient's second moment; gradients of several readers are uncorrelated."""
         if gradient is None or self.pinned:
             return
         if self.gradient is None:
-            self.gradient, self.weights = gradient, weights
+            self.gradient, self.weights, self.read = gradient, weights, read
             return
         here, there = float(self.gradient.mean()), float(gradient.mean())
         self.weights = _law.mixed_weights([(here, self.weights), (there, weights)])
+        self.read = None if self.read is None or read is None else self.read + read
         self.gradient = self.gradient + gradient
 
-    def pin(self, gradient: Field | None, weights: Tensor | None = None) -> None:
-        """Take a measured gradient for that of all readers, known or not."""
-        if gradient is not None:
-            self.gradient, self.weights, self.pinned = gradient, weights, True
+    def arrive(self, gradient: Field | None, whole: bool = True) -> None:
+        """Take a measured gradient, for that of all readers, known or not, where it is `whole`."""
+        if gradient is None:
+            return
+        if whole:
+            self.gradient, self.pinned = None, False
+        self.receive(gradient, None if self.known else self.ranked(gradient), gradient)
+        self.pinned = self.pinned or whole
 
 
 @dataclass
@@ -127,7 +157,6 @@ class Tape:
         self._read: dict[int, tuple[int, list[Tensor]]] = {}  # by the memory of a weight
         self._back: list[Callable[[], None]] = []
         self._edges: list[Any] = []
-        self._watched: list[tuple[Tensor, int]] = []
         self.found: list[Tensor | None] = []
 
     def of(self, tensor: Any) -> State | None:
@@ -136,6 +165,8 @@ class Tape:
     def set(self, tensor: Tensor, state: State) -> State:
         self._states[id(tensor)] = state
         self._alive.append(tensor)
+        if state.entries is None and not tensor.is_inference():
+            state.entries = tensor, tensor._version
         return state
 
     def known(self, tensor: Tensor) -> Tensor:
@@ -189,7 +220,7 @@ class Tape:
 
         def back() -> None:
             for state, edge in edges:
-                state.pin(*self.arrived(edge, state))
+                state.arrive(self.measured(edge))
 
         self.step(back)
         return True
@@ -225,7 +256,6 @@ class Tape:
         if base is not None and base.requires_grad and tensor.grad_fn is None:
             return None  # a view made without autograd, as in a reentrant checkpoint
         self._edges.append(torch.autograd.graph.get_gradient_edge(tensor))
-        self._watched.append((tensor, tensor._version))
         return len(self._edges) - 1
 
     def signed(self, number: int | None) -> Tensor | None:
@@ -237,18 +267,6 @@ class Tape:
         """The measured gradient's square for a number given by `watch`."""
         gradient = self.signed(number)
         return None if gradient is None else gradient.double().square()
-
-    def arrived(self, number: int | None, state: State) -> tuple[Field | None, Tensor | None]:
-        """A measured gradient's square, and how it goes with the ranks of the entries there."""
-        gradient = self.measured(number)
-        if number is None or gradient is None or state.known:
-            return gradient, None
-        tensor, version = self._watched[number]
-        if tensor._version != version or tensor.shape != state.square.shape:
-            return gradient, None  # the entries were overwritten
-        tiny = torch.finfo(torch.float64).tiny
-        relative = dense(tensor.detach()).double() / state.square.clamp(min=tiny).sqrt()
-        return gradient, _law.by_rank(relative, gradient, state.law)
 
     def agreement(
         self, read: int | None, made: int | None, pull: Callable[[Field], Field | None]

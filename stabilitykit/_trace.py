@@ -291,7 +291,7 @@ class Trace(TorchFunctionMode):
 
         def back() -> None:
             for state, edge, whole in edges:
-                (state.pin if whole else state.receive)(*self.tape.arrived(edge, state))
+                state.arrive(self.tape.measured(edge), whole)
 
         self.tape.step(back)
 

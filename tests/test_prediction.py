@@ -900,3 +900,58 @@ def test_data_that_meet_what_is_drawn_have_the_law_of_their_entries(name):
             return self.one(GIVEN[name](x, self.two))
 
     agrees(Model, 2 * seeded(64, 128))
+
+
+def agreeing(share, samples=64):
+    """Samples that have this share of their mean square in common."""
+    return (1 - share) ** 0.5 * seeded(samples, 65)[:, 1:] + share**0.5 * seeded(1, 64)
+
+
+NORMED = {
+    "leaky relu": (lambda: nn.LeakyReLU(0.3), agreeing(0.6), {}),
+    "gelu, not monotone": (nn.GELU, agreeing(0.6), {"eps": 1e-2}),
+    "relu, units that are off": (nn.ReLU, agreeing(0.6), {"eps": 1e-2}),
+    "few samples": (nn.Identity, agreeing(0.0, 8), {}),
+}
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_what_a_norm_divides_by_goes_with_the_entries_of_a_channel(name):
+    activation, x, options = NORMED[name]
+
+    def build(width):
+        norm = nn.BatchNorm1d(width, **options)
+        return nn.Sequential(
+            nn.Linear(64, width), activation(), norm, nn.Tanh(), nn.Linear(width, width)
+        )
+
+    agrees(build, x, width=256, predictions=20)
+
+
+def test_so_it_does_with_statistics_of_earlier_passes():
+    x = agreeing(0.6)
+
+    def build(width):
+        norm = nn.BatchNorm1d(width, 1e-2, momentum=None)
+        layers = nn.Linear(64, width), nn.GELU(), norm, nn.Tanh(), nn.Linear(width, width)
+        model = benchmark.drawn(nn.Sequential(*layers))
+        model(x)
+        return model.eval()
+
+    network = benchmark.Network(build, lambda: x)
+    for ratio in benchmark.compare(network, 256, 40, 20):
+        assert ratio.error < 0.06, ratio
+        assert abs(ratio.ratio - 1) < 0.05 + 3 * ratio.error, ratio
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, lambda width: nn.GroupNorm(2, width)])
+def test_a_norm_gives_joined_parts_their_shares_of_the_gradient(norm):
+    class Model(Between):
+        def __init__(self, width):
+            super().__init__(self.join, width, 2 * width)
+            self.norm = norm(2 * width)
+
+        def join(self, h, two):
+            return relu(self.norm(torch.cat([relu(h), 5 * two(h)], 1)))
+
+    agrees(Model, seeded(64, 64))
