@@ -43,6 +43,7 @@ ISOLATED = {
     "mean", "sum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
     "adaptive_avg_pool2d", "adaptive_avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d",
     "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
 }  # fmt: skip
 # Of two tensors of different shapes, the smaller one gets a gradient from many places.
 BROADCAST = {"add", "radd", "sub", "rsub", "subtract", "mul", "rmul", "multiply"}

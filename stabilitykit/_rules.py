@@ -17,6 +17,7 @@ from stabilitykit._tape import State, Tape
 
 Rule = Callable[..., State | list[State] | None]
 RULES: dict[str, Rule] = {}
+_NARROW = 64  # convention: weights, below which a sum of them is not taken for Gaussian
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -40,9 +41,14 @@ def takes(rule: Rule, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 def weighted(
     tape: Tape, state: State, out: Tensor, spread: Callable[[Field], Field], weight: Tensor,
-    bias: Tensor | None,
+    bias: Tensor | None, narrow: Tensor | None = None,
 ) -> State:  # fmt: skip
-    """Random weights: E[y²] = mean(w²)·Σ E[x²] + mean(b²), the sum in `spread`; and its adjoint."""
+    """Random weights: E[y²] = mean(w²)·Σ E[x²] + mean(b²), the sum in `spread`; and its adjoint.
+
+    Args:
+        narrow: what the weights multiply, where an output sums few of them: then it is not Gaussian
+            and a norm behind it makes its gradient depend on them, so both are read from the pass.
+    """
     drawn = dense(weight.detach())
     factor = float(drawn.double().square().mean()) if drawn.numel() else 0.0
     shift, constant = 0.0, 0.0
@@ -56,15 +62,25 @@ def weighted(
     part = factor * float(summed.mean()) if square.numel() else 0.0
     whole = part + constant
     law = _law.gaussian(shift, max(whole - shift**2, 0.0) ** 0.5) if shift else _law.gaussian()
-    result = State(square.expand(out.shape), law)
+    result, ends = State(square.expand(out.shape), law), None
+    if narrow is not None and not state.known:
+        ends, tiny = (tape.watch(narrow), tape.watch(out)), torch.finfo(torch.float64).tiny
+        result.law = _law.empirical(out.detach().double() / result.square.clamp(min=tiny).sqrt())
     if state.apart is not None:
         result.apart = state.apart * part / whole if whole > 0 else 0.0
 
+    def pull(gradient: Field) -> Field | None:
+        given = adjoint(spread, state.square.shape, gradient.expand(out.shape))
+        return None if given is None else given * factor
+
     def back() -> None:
-        if result.gradient is not None:
-            gradient = adjoint(spread, state.square.shape, result.gradient.expand(out.shape))
-            if gradient is not None:
-                state.receive(gradient * factor)
+        gradient = None if result.gradient is None else pull(result.gradient)
+        if gradient is None or ends is None:
+            state.receive(gradient)
+        else:
+            before = tape.measured(ends[0])
+            gradient = gradient * tape.agreement(*ends, pull)
+            state.receive(gradient, state.ranked(before), before)
 
     tape.step(back)
     return result
@@ -106,7 +122,8 @@ def _convolution(
         wide = wide.flatten(1, 2)
         return wide if batched else wide[0]
 
-    return weighted(tape, state, out, spread, weight, bias)
+    narrow = x if weight[0].numel() < _NARROW else None
+    return weighted(tape, state, out, spread, weight, bias, narrow)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -130,7 +147,8 @@ def _transposed(
         wide = wide.flatten(1, 2)
         return wide if batched else wide[0]
 
-    return weighted(tape, state, out, spread, weight, bias)
+    narrow = x if weight[:, 0].numel() < _NARROW * groups else None
+    return weighted(tape, state, out, spread, weight, bias, narrow)
 
 
 @rule("embedding")

@@ -95,15 +95,17 @@ def predict(model: nn.Module, batch: Any) -> Prediction:
     as a function of the value. What no marginal law knows is read from the pass as a number without
     scale: how far positions, tokens and samples agree (averages, maxima, batch and group norms,
     attention), so do gradients that meet at one entry (copies, overlapping windows), and how far
-    running statistics are those of the channels at hand. Anything else is measured, named in
-    `not_modelled` and marked.
+    running statistics are those of the channels at hand. So it is with how a norm behind an
+    activation spreads what it is given over channels, and with convolutions of fewer than 64
+    weights an output, such as depthwise ones. Anything else is measured, named in `not_modelled`
+    and marked.
 
-    The expectation is over weights that are independent with mean 0, whatever they are now: a
-    model that departs from it departs from what is predicted. It is the limit of large width: what
-    is left out is of order depth/width. Through 20 layers of gelu units, averaged over 200 to 800
-    networks, the gradient's mean square is predicted 12 % too high in the worst layer of 128 units,
-    6 % of 256, 3 % of 512, and no more than sampling errs of 1,024; with relu and tanh it is within
-    5 % from 256 on.
+    The expectation is over weights that are independent with mean 0, whatever they are now: a model
+    that departs from it departs from what is predicted. It is the limit of large width, the number
+    of inputs that an output sums: what is left out is of order depth/width. Through 20 layers of
+    gelu units, averaged over 200 to 800 networks, the gradient's mean square is predicted 12 % too
+    high in the worst layer of 128 units, 6 % of 256, 3 % of 512, and no more than sampling errs of
+    1,024; with relu and tanh it is within 5 % from 256 on.
 
     Args:
         model: in the mode that it is in. It is left bit-identical, also after an error.

@@ -955,3 +955,15 @@ def test_a_norm_gives_joined_parts_their_shares_of_the_gradient(norm):
             return relu(self.norm(torch.cat([relu(h), 5 * two(h)], 1)))
 
     agrees(Model, seeded(64, 64))
+
+
+@pytest.mark.parametrize("last", [nn.BatchNorm2d, lambda width: nn.Tanh()])
+def test_a_convolution_of_few_weights_behind_which_a_norm_or_an_activation_stands(last):
+    def build(width):
+        return nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, groups=width), last(width),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, width),
+        )  # fmt: skip
+
+    agrees(build, seeded(4, 3, 6, 6), width=256)
