@@ -171,7 +171,7 @@ def _grouped(
         if before is None or inner.law.gaussian:
             state.receive(gradient, result.weights)
         else:
-            state.receive(gradient, state.ranked(before), before)
+            state.receive(gradient, state.ranked(before, result.weights))
 
     tape.step(back)
     return result
@@ -244,7 +244,7 @@ def _running(
             return
         level = result.gradient.mean() * before.mean() / after.mean().clamp(min=tiny)
         gradient = gradient * (level / gradient.mean().clamp(min=tiny))
-        state.receive(gradient, state.ranked(before), before)
+        state.receive(gradient, state.ranked(before, result.weights))
 
     tape.step(back)
     return result

@@ -103,14 +103,15 @@ def _maximum(
         taken = field.reshape(flat).gather(-1, winners.reshape(*flat[:-1], -1))
         return taken.reshape(out.shape)
 
-    won = _ranks(relative, pick(relative))
+    winner, sizes = pick(relative), pick(state.square)
+    won, energy = _ranks(relative, winner), _ranks(relative, winner, sizes)
     order = state.law.values.argsort(stable=True)
     atoms = state.law.values[order]
     chances = won / won.sum().clamp(min=tiny)
-    level = float((chances * atoms.square()).sum())
+    level = float((energy * atoms.square()).sum() / energy.sum().clamp(min=tiny))
     middle = (torch.arange(_law.ATOMS, dtype=torch.float64) + 0.5) / _law.ATOMS
     source = torch.searchsorted(chances.cumsum(0), middle).clamp(max=_law.ATOMS - 1)
-    result = State(pick(state.square) * level, _law.Law(atoms[source]))
+    result = State(sizes * level, _law.Law(atoms[source]))
     ends = tape.watch(x), tape.watch(out)
 
     def back() -> None:
@@ -118,23 +119,34 @@ def _maximum(
             return
         one = torch.ones(_law.ATOMS, dtype=torch.float64)
         weights = one if result.weights is None else result.weights
-        mine = torch.zeros(_law.ATOMS, dtype=torch.float64)
-        mine.index_add_(0, order[source], weights)
+        shares = torch.zeros(_law.ATOMS, dtype=torch.float64)
+        shares.index_add_(0, order[source], weights)
         gradient = adjoint(pick, x.shape, result.gradient.expand(out.shape))
         if gradient is not None:
             agreed = tape.agreement(*ends, lambda after: adjoint(pick, x.shape, after))
-            state.receive(gradient * agreed, _law.normalised(mine))
+            mine, wins = _law.normalised(shares), adjoint(pick, x.shape, torch.ones_like(sizes))
+            if (
+                wins is not None and float(wins.max()) > 1
+            ):  # what wins often gets gradients that agree
+                mine = state.ranked(tape.measured(ends[0]), mine)
+            state.receive(gradient * agreed, mine)
 
     tape.step(back)
     return result
 
 
-def _ranks(values: Tensor, winners: Tensor) -> Tensor:
-    """How often each of ATOMS equal shares of ranks wins; equal values share their ranks evenly."""
+def _ranks(values: Tensor, winners: Tensor, sizes: Tensor | None = None) -> Tensor:
+    """How often each of ATOMS equal shares of ranks wins; equal values share their ranks evenly.
+
+    Args:
+        sizes: how much each winner counts.
+    """
     ordered = values.flatten().cpu().sort().values
     won = winners.flatten().cpu()
     low = torch.searchsorted(ordered, won).double()
     high = torch.searchsorted(ordered, won, right=True).double()
     golden = torch.arange(len(won), dtype=torch.float64).mul(0.6180339887498949).frac()
     place = (low + golden * (high - low)) / len(ordered) * _law.ATOMS
-    return torch.bincount(place.long().clamp(0, _law.ATOMS - 1), minlength=_law.ATOMS).double()
+    place = place.long().clamp(0, _law.ATOMS - 1)
+    weights = None if sizes is None else sizes.flatten().cpu()
+    return torch.bincount(place, weights, minlength=_law.ATOMS).double()

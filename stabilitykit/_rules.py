@@ -80,7 +80,7 @@ def weighted(
         else:
             before = tape.measured(ends[0])
             gradient = gradient * tape.agreement(*ends, pull)
-            state.receive(gradient, state.ranked(before), before)
+            state.receive(gradient, state.ranked(before))
 
     tape.step(back)
     return result
@@ -214,10 +214,13 @@ def _joined(
     if dim % out.dim() and whole > 0 and all(p.apart is not None for p in parts):
         result.apart = sum(float(p.square.sum()) * (p.apart or 0.0) for p in parts) / whole
 
+    # Weights by atom do not tell parts apart whose positions agree more or less; the pass does.
+    edge, tiny = tape.watch(out), torch.finfo(torch.float64).tiny
+
     def back() -> None:
         if result.gradient is None:
             return
-        gradient, tiny = result.gradient.expand(out.shape), torch.finfo(torch.float64).tiny
+        gradient, found = result.gradient.expand(out.shape), tape.measured(edge)
         for i, part in enumerate(given):
 
             def place(field: Field, i: int = i) -> Field:
@@ -228,11 +231,11 @@ def _joined(
             own = adjoint(place, part.square.shape, gradient)
             if own is None or result.weights is None:
                 part.receive(own)
-            elif result.read is not None and (whole := float(result.read.sum())) > 0:
-                read = adjoint(place, part.square.shape, result.read)
+            elif found is not None and (whole := float(found.sum())) > 0:
+                read = adjoint(place, part.square.shape, found)
                 share = 0.0 if read is None else float(read.sum()) / whole
                 own = own * (share * float(gradient.sum()) / max(float(own.sum()), tiny))
-                part.receive(own, part.ranked(read), read)
+                part.receive(own, part.ranked(read))
             else:
                 weights = result.weights[places[i]]
                 part.receive(own * float(weights.mean()), _law.normalised(weights))

@@ -27,7 +27,6 @@ class State:
         modelled: False where the square is a measured one.
         gradient: E[(∂/∂x)²] of the tensor's shape, after the way back.
         weights: how the gradient's square spreads over the law's atoms, mean 1; None if evenly.
-        read: the measured gradient's square, where the weights were read from it.
         pinned: whether the gradient is the measured one of all its readers.
         apart: share of the square that tells two samples apart; None where nothing predicts it.
         given: of the first tensor from which it was computed.
@@ -44,7 +43,6 @@ class State:
         self.modelled = modelled
         self.gradient: Field | None = None
         self.weights: Tensor | None = None
-        self.read: Field | None = None
         self.pinned = False
         self.apart: float | None = None
         self.given: State | None = None
@@ -100,30 +98,27 @@ class State:
         """Whether the entries are at hand: none has been overwritten."""
         return self.entries is not None and self.entries[0]._version == self.entries[1]
 
-    def ranked(self, gradient: Field | None) -> Tensor | None:
+    def ranked(self, gradient: Field | None, otherwise: Tensor | None = None) -> Tensor | None:
         """How a measured gradient's square goes with the ranks of the entries, by atom."""
         source = self
         while source.behind is not None and source.behind.intact:
             source = source.behind
         if gradient is None or source.entries is None or not source.intact:
-            return None
+            return otherwise
         value, tiny = dense(source.entries[0].detach()).double(), torch.finfo(torch.float64).tiny
         if value.shape != gradient.shape or value.shape != source.square.shape:
-            return None
+            return otherwise
         return _law.by_rank(value / source.square.clamp(min=tiny).sqrt(), gradient, source.law)
 
-    def receive(
-        self, gradient: Field | None, weights: Tensor | None = None, read: Field | None = None
-    ) -> None:
+    def receive(self, gradient: Field | None, weights: Tensor | None = None) -> None:
         """Add a gradient's second moment; gradients of several readers are uncorrelated."""
         if gradient is None or self.pinned:
             return
         if self.gradient is None:
-            self.gradient, self.weights, self.read = gradient, weights, read
+            self.gradient, self.weights = gradient, weights
             return
         here, there = float(self.gradient.mean()), float(gradient.mean())
         self.weights = _law.mixed_weights([(here, self.weights), (there, weights)])
-        self.read = None if self.read is None or read is None else self.read + read
         self.gradient = self.gradient + gradient
 
     def arrive(self, gradient: Field | None, whole: bool = True) -> None:
@@ -132,7 +127,7 @@ class State:
             return
         if whole:
             self.gradient, self.pinned = None, False
-        self.receive(gradient, None if self.known else self.ranked(gradient), gradient)
+        self.receive(gradient, None if self.known else self.ranked(gradient))
         self.pinned = self.pinned or whole
 
 

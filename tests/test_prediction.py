@@ -967,3 +967,22 @@ def test_a_convolution_of_few_weights_behind_which_a_norm_or_an_activation_stand
         )  # fmt: skip
 
     agrees(build, seeded(4, 3, 6, 6), width=256)
+
+
+def test_a_maximum_over_overlapping_windows_of_joined_parts():
+    """Parts differ in how far positions agree, and what wins often is what is large."""
+    pool = functional.avg_pool2d(seeded(4, 3, 10, 10), 3, 1)
+
+    class Model(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width, 1)
+            self.three = nn.Conv2d(width, width, 5, padding=2)
+            self.pool, self.head = nn.MaxPool2d(3, 1, 1), nn.Conv2d(2 * width, width, 1)
+
+        def forward(self, x):
+            h = relu(self.one(x))
+            parts = torch.cat([self.two(self.pool(h)), self.three(h)], 1)
+            return self.head(self.pool(relu(parts)))
+
+    agrees(Model, pool, width=96)
