@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stabilitykit._findings import Finding, finding
-from stabilitykit._makers import last_function, reach, squashed, squashed_before
+from stabilitykit._makers import last_function, reach, squashed, squashed_twice
 
 _POINTWISE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 _LOGITS = ("cross_entropy", "binary_cross_entropy_with_logits")
@@ -125,8 +125,9 @@ def _judge(name: str, scores: Tensor, target: Tensor) -> Mismatch | None:
         )
     if name == "binary_cross_entropy_with_logits":
         return _beyond(name, target)
-    if name in _PROBABILITIES and (first := squashed_before(scores)):
-        return _twice(name, last_function(scores).replace("logsoft", "log_soft"), first)
+    last, first = squashed_twice(scores) if name in _PROBABILITIES else ("", "")
+    if first:
+        return _twice(name, last, first)
     if name == "nll_loss":
         return _likelihood(scores, made)
     if name == "binary_cross_entropy":
@@ -172,7 +173,9 @@ def _pointwise(name: str, scores: Tensor, target: Tensor, made: str) -> Mismatch
 
 def _twice(name: str, last: str, first: str) -> Mismatch:
     """Probabilities that are taken for logits once more, which leaves them near to equal."""
-    both = f"one of the two {last}s" if last == first else f"the {first} before the {last}"
+    both = (
+        f"one of the two, {first} and {last}" if last == first else f"the {first} before the {last}"
+    )
     return Mismatch(
         f"{name} on the {last} of the output of a {first}",
         f"the {last} of logits",

@@ -78,26 +78,28 @@ def squashed(scores: Tensor) -> str:
     return "sigmoid" if names[:1] == ["sigmoid"] or written else ""
 
 
-def squashed_before(scores: Tensor) -> str:
-    """The "softmax" or "sigmoid" whose output went into the one that made these numbers.
+def squashed_twice(scores: Tensor) -> tuple[str, str]:
+    """The function that made (log-)probabilities of what is already a "softmax" or "sigmoid".
 
     By functions alone: what went in is not kept, and logits may have such values.
 
     Examples:
         >>> import torch
         >>> z = torch.randn(4, 3, requires_grad=True)
-        >>> squashed_before(z.softmax(1).log_softmax(1)), squashed_before(z.log_softmax(1))
-        ('softmax', '')
-        >>> squashed_before(z.log_softmax(1).log_softmax(1))  # which changes nothing
-        ''
+        >>> squashed_twice(z.softmax(1).log_softmax(1)), squashed_twice(z.log_softmax(1))
+        (('log_softmax', 'softmax'), ('', ''))
+        >>> squashed_twice(z.log_softmax(1).log_softmax(1))  # which changes nothing
+        ('', '')
     """
-    node = maker(scores)
-    if node is None or _name(node).lower() not in ("softmax", "logsoftmax", "sigmoid"):
-        return ""
-    names = list(_path(node.next_functions[0][0]))
-    if names[:3] == ["reciprocal", "add", "exp"]:
-        return "sigmoid"
-    return names[0] if names and names[0] in ("softmax", "sigmoid") else ""
+    names = list(_path(scores.grad_fn))
+    while names and names[0] in ("log", "add", "clamp", "clampmin", "clampmax"):
+        names.pop(0)
+    if names[1:4] == ["reciprocal", "add", "exp"]:
+        names[1] = "sigmoid"
+    last, first = names[:2] if len(names) > 1 else ("", "")
+    if last not in ("softmax", "logsoftmax", "sigmoid") or first not in ("softmax", "sigmoid"):
+        return "", ""
+    return last.replace("logsoft", "log_soft"), first
 
 
 # Operations that cannot give all numbers, and which they give.

@@ -60,7 +60,8 @@ def attempt(
                 parameter.copy_(before[name])
         randomness.restore()
         for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * scale
+            if "lr" in group:
+                group["lr"] = group["lr"] * scale
         falls.append(_fall(model, optimizer, again))
     return Trial(*falls)
 
@@ -68,7 +69,7 @@ def attempt(
 def _fall(model: nn.Module, optimizer: torch.optim.Optimizer, again: Callable[[], Tensor]) -> float:
     losses: list[float] = []
     for _ in range(f.STEP_TRIAL + 1):
-        for p in model.parameters():
+        for p in (*model.parameters(), *(p for g in optimizer.param_groups for p in g["params"])):
             p.grad = None
         try:
             loss = again()

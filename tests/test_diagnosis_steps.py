@@ -7,6 +7,8 @@ from torch.nn import functional as F
 from zoo import healthy, nets, sick
 
 import stabilitykit as sk
+from stabilitykit._line import Line
+from stabilitykit._verdicts import overshoots
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +99,11 @@ def test_a_loss_without_curvature_makes_no_step_short(make):
     assert found.code == "update-too-small"
     exec(found.remedy.split("`")[1], {"optimizer": optimizer})
     assert 1e-7 < optimizer.param_groups[0]["lr"] < 1  # and not 1e+10 times the rate
+
+
+def test_a_rise_that_is_small_beside_the_loss_is_none():
+    """A momentum step in the midst of a training: far beyond the best one, along a flat line."""
+    line = Line(1.0, -6e-4, 121.0, 1e-3, "0.weight", 1e-3, 1e-3)  # the loss rises by 3.6 %
+    assert overshoots(line) == ""
+    assert overshoots(line._replace(promise=-6e-3)) == "error"
+    assert overshoots(line._replace(stretch=1.9, overall=2.0)) == "error"

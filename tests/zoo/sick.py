@@ -1046,6 +1046,12 @@ for key, ends, loss, batch, off in (
     ("sigmoid-nll", [nn.Sigmoid()], lambda y, t: F.nll_loss(y.log_softmax(1), t), nets.table, 1),
     ("softmax-log-softmax", [nn.Softmax(1), nn.LogSoftmax(1)], nn.NLLLoss(), nets.table, 0),
     (
+        "softmax-softmax-log",
+        [nn.Softmax(1), nn.Softmax(1)],
+        lambda y, t: F.nll_loss(y.clamp_min(1e-9).log(), t),
+        *(nets.table, 2),
+    ),
+    (
         "softmax-kl",
         [nn.Softmax(1)],
         lambda y, t: F.kl_div(y.log_softmax(1), healthy.smooth(t), reduction="batchmean"),
@@ -1066,7 +1072,7 @@ for key, ends, loss, batch, off in (
             nn.Sequential(*nets.stack(MLP), *ends),
             *(batch(), loss),
         ),
-        (softmax_off, sigmoid_off)[off],
+        (softmax_off, sigmoid_off, lambda m: m[:-1])[off],
     )
 sick(
     "log-softmax-over-the-batch",
