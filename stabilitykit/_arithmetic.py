@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from stabilitykit import _law
+from stabilitykit._addends import Shared
 from stabilitykit._fields import Field, adjoint, pointwise
+from stabilitykit._provenance import crossing, entrywise
 from stabilitykit._rules import rule
 from stabilitykit._tape import State, Tape
 
 
-@rule("add", "radd", "iadd", "sub", "isub")
+@rule("add", "radd", "iadd")
 def _add(tape: Tape, out: Tensor, a: Any, b: Any, alpha: float = 1.0) -> State | None:
     return _binary(tape, out, a, b, torch.add, alpha)
 
@@ -30,16 +32,25 @@ def _div(tape: Tape, out: Tensor, a: Any, b: Any) -> State | None:
     return _binary(tape, out, a, torch.ones((), dtype=torch.float64) / b, torch.mul, 1.0)
 
 
-@rule("sub", "rsub", "isub", "subtract")
+@rule("sub", "isub", "subtract")
 def _sub(tape: Tape, out: Tensor, a: Any, b: Any, alpha: float = 1.0) -> State | None:
+    return _difference(tape, out, a, b, alpha)
+
+
+def _difference(tape: Tape, out: Tensor, a: Any, b: Any, alpha: float) -> State | None:
     if tape.of(a) is None or tape.of(b) is None:
         return None  # differences with constants go as functions of one tensor
     return _binary(tape, out, a, b, torch.sub, alpha)
 
 
+@rule("rsub")
+def _rsub(tape: Tape, out: Tensor, a: Any, b: Any, alpha: float = 1.0) -> State | None:
+    return _difference(tape, out, b, a, alpha)
+
+
 def _as_state(tape: Tape, value: Any, like: Tensor) -> State | None:
     if isinstance(value, Tensor):
-        return tape.of(value) or State.measured(value.to(like.device), known=True)
+        return tape.of(value) or tape.aside(value, like)
     return State.measured(torch.as_tensor(float(value)).to(like.device), known=True)
 
 
@@ -49,16 +60,44 @@ def _apart(state: State, out: Tensor) -> float | None:
     return state.apart if len(shape) == out.dim() and shape[:1] == out.shape[:1] else 0.0
 
 
+def _number(state: State) -> float | None:
+    """The value of a known number."""
+    if not state.known or state.square.numel() != 1:
+        return None
+    return float(state.law.values.mean().sign()) * state.scale**0.5
+
+
+def _remember(result: State, left: State, right: State, operation: Any) -> None:
+    factors = [1.0, -1.0 if operation is torch.sub else 1.0]
+    if operation is not torch.mul:
+        result.origin.made([left, right], entrywise, factors)
+        return
+    for one, other in ((left, right), (right, left)):
+        number = _number(other)
+        if number is not None:
+            result.origin.made([one], entrywise, [number])
+        elif other.known and float(other.law.values.min()) >= 0:
+            result.origin.made([one], entrywise)  # a mask shares no more than sizes by position
+    result.origin.made([left, right], entrywise)
+
+
 def _binary(tape: Tape, out: Tensor, a: Any, b: Any, operation: Any, alpha: float) -> State | None:
     left, right = _as_state(tape, a, out), _as_state(tape, b, out)
-    if left is None or right is None or left.space is right.space or left is right:
-        return None  # two functions of the same entries
+    if left is None or right is None:
+        return None
     if operation is not torch.mul and alpha != 1:
         return None
-    operands, shape = (left, right), out.shape
+    operands, shape, shared = (left, right), out.shape, None
+    if operation is not torch.mul and left.known and a is out:
+        return None  # its values are overwritten
+    # What is known counts where it has a mean: in no product, nor where a side is centred.
+    centred = operation is torch.mul or left.law.gaussian or right.law.gaussian
+    if crossing(operands, known=not centred):
+        sides = (left, a), (right, b)
+        shared = None if operation is torch.mul else Shared.of(tape, sides, out)
+        if shared is None:
+            return None  # two functions of the same entries
     if operation is not torch.mul:  # of a sum there is one law
-        if left.known and a is out:
-            return None  # its values are overwritten
         left, right = left.drawn(a), right.drawn(b)
     la, rb = left.square.expand(shape), right.square.expand(shape)
     constant = right.known and right.square.numel() == 1
@@ -74,18 +113,23 @@ def _binary(tape: Tape, out: Tensor, a: Any, b: Any, operation: Any, alpha: floa
         square = la + rb
         if abs(cross) > 1e-6:
             square = square + cross * (la * rb).sqrt()
+        if shared is not None:
+            square = (square + 2 * sign * shared.covariance).clamp(min=0)
         law, place, _ = _law.combine(
             operation, left.scale**0.5 * left.law.values, right.scale**0.5 * right.law.values
         )
         if left.law.gaussian and right.law.gaussian:
             law = _law.gaussian()
+        elif shared is not None:
+            law = _law.empirical(_law.relative(out, square))
     if constant and operation is torch.mul:
         sign = float(right.law.values.sign().mean())
         law = _law.Law(sign * left.law.values, left.law.gaussian)
         place = torch.arange(_law.ATOMS)[:, None].expand(_law.ATOMS, _law.ATOMS)
-    result = State(square, law, space=left.space if constant else None)
+    result = State(square, law)
+    _remember(result, *operands, operation)
     one, two = _apart(left, out), _apart(right, out)
-    if one is not None and two is not None and result.scale > 0:
+    if one is not None and two is not None and result.scale > 0 and shared is None:
         if operation is torch.mul:
             result.apart = one + two - one * two
         else:  # what differs in direction adds up; what differs in size follows the squares
@@ -103,12 +147,14 @@ def _binary(tape: Tape, out: Tensor, a: Any, b: Any, operation: Any, alpha: floa
         if result.gradient is None:
             return
         weights = result.weights
-        pairs = None if weights is None else weights[place]
+        pairs = None if weights is None or shared is not None else weights[place]
+        if shared is not None:
+            shared.back(sign, result.gradient.expand(shape), weights is not None)
         for state, axis, other, factor in ((operands[0], 1, right, b), (operands[1], 0, left, a)):
             gradient = result.gradient.expand(shape)
             if operation is torch.mul:
                 gradient = gradient * other.square
-            mine = None
+            mine = None if shared is None or weights is None else shared.weights[1 - axis]
             if pairs is not None:
                 shares = pairs
                 if operation is torch.mul and not constant:
@@ -148,6 +194,7 @@ def _dropout(
     law, place, _ = _law.combine(torch.mul, state.law.values, mask)
     factor = 1 / keep if keep else 0.0
     result = State(pointwise(lambda f: f * factor, state.square), law)
+    result.origin.made([state], entrywise, [1.0] if keep else None)
     if state.apart is not None:
         result.apart = 1 - keep * (1 - state.apart)
 
@@ -169,4 +216,4 @@ def _detached(tape: Tape, out: Tensor, x: Any) -> State | None:
     state = tape.of(x)
     if state is None:
         return None
-    return State(state.square, state.law, known=state.known, space=state.space)
+    return State(state.square, state.law, known=state.known, like=state)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stabilitykit import _law
+from stabilitykit._anchor import turned
 from stabilitykit._fields import Field, adjoint
 from stabilitykit._rules import moved, rule, weighted
 from stabilitykit._softmax import softmax_moments
@@ -154,7 +155,16 @@ def _attention(
     seen = _seen(attn_mask, is_causal, query.shape[-2], key.shape[-2], query.device)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     heads = (query, key, value)
-    return attend(tape, (q, k, v), heads, seen, scale, dropout_p, lambda: tape.signed(edge))
+    result = attend(tape, (q, k, v), heads, seen, scale, dropout_p, lambda: tape.signed(edge))
+    result.origin.made([q, k, v], _mixed_tokens)
+    return result
+
+
+def _mixed_tokens(fields: list[Field]) -> Field | None:
+    """Units of the values, where all tokens have the same; logits are sums over many units."""
+    value = fields[2]
+    first = value[..., :1, :]
+    return first if bool((value == first).all()) else None
 
 
 @rule("multi_head_attention_forward")
@@ -245,7 +255,7 @@ def _product(tape: Tape, out: Tensor, a: Any, b: Any, *, function: Any) -> State
     if function.__name__ == "rmatmul" or left is None or b.dim() < 2 or a.dim() < 1:
         return None
     if right is None:
-        if not b.requires_grad or tape.turned(a, b, -2):
+        if not b.requires_grad or turned(tape, a, b, -2):
             return None  # no weight, or one that is not independent of a
         return weighted(
             tape, left, out, lambda f: f.sum(-1, keepdim=True).expand(out.shape), b, None

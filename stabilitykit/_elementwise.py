@@ -59,7 +59,7 @@ class Elementwise:
         image, steepness = (
             torch.from_numpy(part.copy()) for part in means.activation(typical.numpy())
         )
-        result = State(square, _law.Law(image), space=state.space)
+        result = State(square, _law.Law(image), like=state)
         if not monotone(image[state.law.values.argsort()]):
             result.behind = state
         if state.apart is not None:

@@ -71,3 +71,14 @@ def adjoint(linear: Callable[[Tensor], Any], shape: Any, *cotangents: Field | No
         outs, grads = zip(*pairs, strict=True)
         (found,) = torch.autograd.grad(outs, leaf, grads, allow_unused=True)
     return found
+
+
+def gradient_edge(tensor: Tensor) -> Any:
+    """Where autograd gives the gradient of a tensor; None where it does not."""
+    with torch._C.DisableTorchFunction():  # or a trace would see that `_base` is read
+        if not (tensor.requires_grad and tensor.is_floating_point()):
+            return None
+        base = tensor._base
+        if base is not None and base.requires_grad and tensor.grad_fn is None:
+            return None  # a view made without autograd, as in a reentrant checkpoint
+        return torch.autograd.graph.get_gradient_edge(tensor)

@@ -15,6 +15,10 @@ MOVES = {
     "repeat_interleave", "ravel", "tile", "broadcast_to", "upsample_nearest", "identity",
     "alias", "positive", "cpu", "cuda",
 }  # fmt: skip
+# They leave each entry where it is.
+SAME = {
+    "to", "float", "double", "half", "bfloat16", "type_as", "cpu", "cuda", "clone", "contiguous",
+}  # fmt: skip
 # What they give has the shape of what they get, and nothing else of it.
 SHAPED = {
     "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
@@ -42,7 +46,7 @@ ISOLATED = {
     "expand_as", "broadcast_to", "repeat", "repeat_interleave", "tile", "upsample_nearest",
     "mean", "sum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
     "adaptive_avg_pool2d", "adaptive_avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d",
-    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "amax", "max",
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
 }  # fmt: skip
 # Of two tensors of different shapes, the smaller one gets a gradient from many places.

@@ -102,32 +102,53 @@ def mixture(laws: list[Law], shares: list[float]) -> tuple[Law, list[Tensor]]:
     return gaussian() if same else Law(_buckets(drawn)), list(place.split(ATOMS))
 
 
-def by_rank(values: Tensor, gradient: Tensor, law: Law) -> Tensor | None:
-    """How a measured gradient's square spreads over ranks of values, by atom of their law.
-
-    Ranks are those among negative, zero and positive ones, whose shares need not be the law's.
-    """
-    values, order = values.flatten().cpu().sort()
-    if len(values) < ATOMS:
-        return None
-    atoms, places = law.values.sort()
-    theirs, ours = (
-        [0, int((ordered < 0).sum()), int((ordered <= 0).sum()), len(ordered)]
-        for ordered in (values, atoms)
-    )
-    place = torch.from_numpy(np.interp(np.arange(len(values)) + 0.5, theirs, ours))
-    energy = gradient.flatten().cpu()[order]
-    weights = torch.zeros(ATOMS, dtype=torch.float64)
-    weights[places] = place.long().clamp(max=ATOMS - 1).bincount(energy, minlength=ATOMS)
-    return normalised(weights) if weights.isfinite().all() else None
-
-
 def normalised(weights: Tensor | None) -> Tensor | None:
     """Weights of the atoms with mean 1; None, which stands for all equal, where all are 0."""
     if weights is None:
         return None
     mean = weights.mean()
     return weights / mean if mean > 0 else None
+
+
+def relative(value: Tensor, square: Tensor) -> Tensor:
+    """Values over the root of what is expected of their square; what is equal often stays equal."""
+    tiny = torch.finfo(torch.float64).tiny
+    result = value.detach().double() / square.clamp(min=tiny).sqrt()
+    values, counts = value.detach().unique(return_counts=True)
+    for one in values[counts * ATOMS > value.numel()]:
+        result[value == one] = one.double() / square.mean().clamp(min=tiny).sqrt()
+    return result
+
+
+def by_rank(values: Tensor, gradient: Tensor, law: Law) -> Tensor | None:
+    """How a measured gradient's square spreads over ranks of values, by atom of their law.
+
+    Where atoms are equal, such as a relu's zeros, they stand for just the values that are equal,
+    whose share need not be the law's.
+    """
+    if values.numel() < ATOMS:
+        return None
+    ordered, order = values.flatten().cpu().sort()
+    total = gradient.flatten().cpu()[order].double().cumsum(0)
+    total = torch.cat([total.new_zeros(1), total])
+    atoms, places = law.values.sort()
+    ends = {0: 0, ATOMS: len(ordered)}
+    start = 0
+    for size in torch.unique_consecutive(atoms.float(), return_counts=True)[1].tolist():
+        if size > 1:
+            value = ordered[(2 * start + size) * len(ordered) // (2 * ATOMS)]
+            low, high = (
+                torch.searchsorted(ordered, value),
+                torch.searchsorted(ordered, value, right=True),
+            )
+            ends |= {start: int(low), start + size: int(high)}
+        start += size
+    known = sorted(ends)
+    bounds = np.interp(np.arange(ATOMS + 1), known, [ends[k] for k in known])
+    sums = np.interp(bounds, np.arange(len(total)), total.numpy())
+    weights = torch.zeros(ATOMS, dtype=torch.float64)
+    weights[places] = torch.from_numpy(np.diff(sums))
+    return normalised(weights) if weights.isfinite().all() else None
 
 
 def mixed_weights(parts: list[tuple[float, Tensor | None]]) -> Tensor | None:

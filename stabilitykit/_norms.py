@@ -51,7 +51,7 @@ def normalise(
     w = None if weight is None else weight.detach().double()
     b = None if bias is None else bias.detach().double()
     square, law = _affine(inner, w, b, out)
-    result = State(square, law, space=state.space)
+    result = State(square, law, like=state)
 
     def back() -> None:
         if result.gradient is None:
@@ -149,7 +149,7 @@ def _grouped(
         law = _law.empirical(left / plain.clamp(min=tiny).sqrt())
     inner = State(plain, law)
     result_square, law = _affine(inner, w, b, out)
-    result = State(result_square, law, space=state.space)
+    result = State(result_square, law, like=state)
     ends = tape.watch(out), tape.watch(x)
 
     def back() -> None:
@@ -231,7 +231,7 @@ def _running(
     if not state.law.gaussian:  # centres and scales go with the entries
         square = square.mean(1, keepdim=True).expand(out.shape)
         law = _law.empirical(out.detach().double() / square.clamp(min=tiny).sqrt())
-    result = State(square, law, space=state.space)
+    result = State(square, law, like=state)
     ends = tape.watch(out), tape.watch(x)
 
     def back() -> None:

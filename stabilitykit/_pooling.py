@@ -33,6 +33,7 @@ def mixed(
     if not state.law.gaussian and 0 < actual < math.inf:
         law = _law.empirical(out.detach().double() / square.clamp(min=tiny).sqrt())
     result = State(square, law)
+    result.origin.made([state], lambda fields: _kept(mix, fields[0]))
     ends = tape.watch(x), tape.watch(out)
 
     def back() -> None:
@@ -48,6 +49,14 @@ def mixed(
 
     tape.step(back)
     return result
+
+
+def _kept(mix: Callable[[Field], Field], field: Field) -> Field | None:
+    """What `mix` makes of a field that is the same wherever it mixes; None for others."""
+    count = mix(torch.ones_like(field))
+    mean = mix(field) / count
+    alike = (mix(field.square()) / count - mean.square()).abs() <= 1e-9 * mean.square()
+    return mean.round() if bool(alike.all()) else None
 
 
 @rule(
@@ -112,6 +121,7 @@ def _maximum(
     middle = (torch.arange(_law.ATOMS, dtype=torch.float64) + 0.5) / _law.ATOMS
     source = torch.searchsorted(chances.cumsum(0), middle).clamp(max=_law.ATOMS - 1)
     result = State(sizes * level, _law.Law(atoms[source]))
+    result.origin.made([state], lambda fields: pick(fields[0]))
     ends = tape.watch(x), tape.watch(out)
 
     def back() -> None:
@@ -130,6 +140,52 @@ def _maximum(
             ):  # what wins often gets gradients that agree
                 mine = state.ranked(tape.measured(ends[0]), mine)
             state.receive(gradient * agreed, mine)
+
+    tape.step(back)
+    return result
+
+
+@rule("max")
+def _max(tape: Tape, out: Any, x: Any, dim: Any = None, keepdim: bool = False) -> State | None:
+    return _over_dims(tape, out[0], x, (dim,)) if isinstance(dim, int) else None
+
+
+@rule("amax")
+def _amax(tape: Tape, out: Tensor, x: Any, dim: Any = (), keepdim: bool = False) -> State | None:
+    return _over_dims(tape, out, x, (dim,) if isinstance(dim, int) else tuple(dim))
+
+
+def _over_dims(tape: Tape, out: Tensor, x: Any, dims: tuple[int, ...]) -> State | None:
+    """The largest of many: how large against the others, and how it spreads, is read, too."""
+    state = tape.of(x)
+    if state is None or not dims:
+        return None
+    over = [d % x.dim() for d in dims]
+    kept = [d for d in range(x.dim()) if d not in over]
+
+    def rows(field: Field) -> Field:
+        return field.permute(*kept, *over).flatten(len(kept))
+
+    winners = rows(x.detach()).argmax(-1, keepdim=True)
+
+    def pick(field: Field) -> Field:
+        return rows(field).gather(-1, winners).reshape(out.shape)
+
+    picked = pick(state.square)
+    level = out.detach().double().square().mean() / picked.mean()
+    level = level * state.square.mean() / x.detach().double().square().mean()
+    square = picked * (level if level.isfinite() else torch.ones_like(level))
+    result = State(square, _law.empirical(_law.relative(out, square)))
+    result.origin.made([state], lambda fields: pick(fields[0]))
+    ends = tape.watch(x), tape.watch(out)
+
+    def back() -> None:
+        if result.gradient is None:
+            return
+        gradient = adjoint(pick, x.shape, result.gradient.expand(out.shape))
+        if gradient is not None:
+            agreed = tape.agreement(*ends, lambda after: adjoint(pick, x.shape, after))
+            state.receive(gradient * agreed, state.ranked(tape.measured(ends[0])))
 
     tape.step(back)
     return result

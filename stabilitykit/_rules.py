@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stabilitykit import _law
+from stabilitykit._anchor import Rejoined, rejoining, turned
 from stabilitykit._apart import apart
 from stabilitykit._fields import Field, adjoint, dense, pointwise
 from stabilitykit._tape import State, Tape
@@ -41,7 +42,7 @@ def takes(rule: Rule, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 def weighted(
     tape: Tape, state: State, out: Tensor, spread: Callable[[Field], Field], weight: Tensor,
-    bias: Tensor | None, narrow: Tensor | None = None,
+    bias: Tensor | None, axis: int = -1, narrow: Tensor | None = None,
 ) -> State:  # fmt: skip
     """Random weights: E[y²] = mean(w²)·Σ E[x²] + mean(b²), the sum in `spread`; and its adjoint.
 
@@ -63,6 +64,7 @@ def weighted(
     whole = part + constant
     law = _law.gaussian(shift, max(whole - shift**2, 0.0) ** 0.5) if shift else _law.gaussian()
     result, ends = State(square.expand(out.shape), law), None
+    result.origin.drawn(axis)
     if narrow is not None and not state.known:
         ends, tiny = (tape.watch(narrow), tape.watch(out)), torch.finfo(torch.float64).tiny
         result.law = _law.empirical(out.detach().double() / result.square.clamp(min=tiny).sqrt())
@@ -93,7 +95,7 @@ def _linear(
     state = tape.of(x)
     if state is None or tape.of(weight) is not None or id(weight) in tape.tables:
         return None  # a weight that is tied to an embedding is not independent of x
-    if tape.turned(x, weight, -1):
+    if turned(tape, x, weight, -1):
         return None
 
     def spread(field: Field) -> Field:
@@ -123,7 +125,7 @@ def _convolution(
         return wide if batched else wide[0]
 
     narrow = x if weight[0].numel() < _NARROW else None
-    return weighted(tape, state, out, spread, weight, bias, narrow)
+    return weighted(tape, state, out, spread, weight, bias, 1 - weight.dim(), narrow)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -148,7 +150,7 @@ def _transposed(
         return wide if batched else wide[0]
 
     narrow = x if weight[:, 0].numel() < _NARROW * groups else None
-    return weighted(tape, state, out, spread, weight, bias, narrow)
+    return weighted(tape, state, out, spread, weight, bias, 1 - weight.dim(), narrow)
 
 
 @rule("embedding")
@@ -157,17 +159,20 @@ def _embedding(tape: Tape, out: Tensor, _: Any, weight: Tensor, *__: Any, **___:
     square = out.detach().double().square()
     state = State(square.mean(-1, keepdim=True).expand(out.shape), _law.gaussian())
     state.apart = apart(out)
+    state.origin.drawn(-1)
     return state
 
 
 def moved(
-    tape: Tape, state: State, out: Any, move: Callable[[Field], Any], source: Tensor | None = None
-) -> list[State] | State:
+    tape: Tape, state: State, out: Any, move: Callable[[Field], Any], source: Tensor | None = None,
+    same: bool = False,
+) -> list[State] | State:  # fmt: skip
     """An operation that only moves, repeats or drops entries.
 
     Args:
         source: what is moved, where that may repeat entries: how far the gradients at the copies
             agree is read from the pass.
+        same: whether each entry stays where it is.
     """
     outs = [out] if isinstance(out, Tensor) else list(out)
     fields = move(state.square)
@@ -175,6 +180,13 @@ def moved(
     results = [
         State(field, state.law, known=state.known, modelled=state.modelled) for field in fields
     ]
+    for i, one in enumerate(results):
+
+        def place(given: list[Field], i: int = i) -> Field:
+            moved = move(given[0])
+            return moved if isinstance(moved, Tensor) else list(moved)[i]
+
+        one.origin.made([state], place, [1.0] if same else None)
 
     ends = None
     if source is not None and isinstance(out, Tensor) and out.numel() > source.numel():
@@ -210,6 +222,8 @@ def _joined(
     square = function([p.square for p in parts], *extra)
     law, places = _law.mixture([p.law for p in parts], [float(p.square.sum()) for p in parts])
     result = State(square, law, known=all(p.known for p in parts))
+    result.origin.made(given, lambda fields: function(fields, *extra))
+    rejoined = Rejoined(tape, rejoining(tape, given), out)
     whole = float(sum(p.square.sum() for p in parts))
     if dim % out.dim() and whole > 0 and all(p.apart is not None for p in parts):
         result.apart = sum(float(p.square.sum()) * (p.apart or 0.0) for p in parts) / whole
@@ -221,6 +235,7 @@ def _joined(
         if result.gradient is None:
             return
         gradient, found = result.gradient.expand(out.shape), tape.measured(edge)
+        rejoined.settle(gradient)
         for i, part in enumerate(given):
 
             def place(field: Field, i: int = i) -> Field:

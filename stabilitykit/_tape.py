@@ -12,8 +12,9 @@ from torch import Tensor
 
 from stabilitykit import _law
 from stabilitykit._apart import apart, passed
-from stabilitykit._fields import Field, compact, dense, pointwise, pooled
+from stabilitykit._fields import Field, compact, dense, gradient_edge, pointwise, pooled
 from stabilitykit._law import Law
+from stabilitykit._provenance import Origin, entrywise
 
 
 class State:
@@ -23,7 +24,7 @@ class State:
         square: E[x²], float64 of the tensor's shape.
         law: how the entries spread, up to the root of the square.
         known: the values do not depend on any weight.
-        space: shared by tensors whose entries are functions of the same entries.
+        origin: of which entries it is a function.
         modelled: False where the square is a measured one.
         gradient: E[(∂/∂x)²] of the tensor's shape, after the way back.
         weights: how the gradient's square spreads over the law's atoms, mean 1; None if evenly.
@@ -35,11 +36,13 @@ class State:
     """
 
     def __init__(
-        self, square: Field, law: Law, *, known: bool = False, space: Any = None,
+        self, square: Field, law: Law, *, known: bool = False, like: State | None = None,
         modelled: bool = True,
     ) -> None:  # fmt: skip
         self.square, self.law, self.known = square, law, known
-        self.space = space if space is not None else object()
+        self.origin = Origin()
+        if like is not None:  # each entry is a function of one of these
+            self.origin.made([like], entrywise)
         self.modelled = modelled
         self.gradient: Field | None = None
         self.weights: Tensor | None = None
@@ -105,10 +108,10 @@ class State:
             source = source.behind
         if gradient is None or source.entries is None or not source.intact:
             return otherwise
-        value, tiny = dense(source.entries[0].detach()).double(), torch.finfo(torch.float64).tiny
+        value = dense(source.entries[0].detach())
         if value.shape != gradient.shape or value.shape != source.square.shape:
             return otherwise
-        return _law.by_rank(value / source.square.clamp(min=tiny).sqrt(), gradient, source.law)
+        return _law.by_rank(_law.relative(value, source.square), gradient, source.law)
 
     def receive(self, gradient: Field | None, weights: Tensor | None = None) -> None:
         """Add a gradient's second moment; gradients of several readers are uncorrelated."""
@@ -146,10 +149,11 @@ class Tape:
 
     def __init__(self) -> None:
         self._states: dict[int, State] = {}
+        self._aside: dict[int, State] = {}
         self._alive: list[Tensor] = []  # an id is unique only while its tensor lives
         self._constants: set[int] = set()
         self.tables: set[int] = set()  # ids of embeddings' weights
-        self._read: dict[int, tuple[int, list[Tensor]]] = {}  # by the memory of a weight
+        self.read: dict[int, tuple[int, list[State]]] = {}  # by the memory of a weight
         self._back: list[Callable[[], None]] = []
         self._edges: list[Any] = []
         self.found: list[Tensor | None] = []
@@ -157,12 +161,30 @@ class Tape:
     def of(self, tensor: Any) -> State | None:
         return self._states.get(id(tensor)) if isinstance(tensor, Tensor) else None
 
+    def states(self, tensors: list[Tensor]) -> list[State]:
+        """Of those that have one."""
+        return [state for state in map(self.of, tensors) if state is not None]
+
     def set(self, tensor: Tensor, state: State) -> State:
         self._states[id(tensor)] = state
         self._alive.append(tensor)
         if state.entries is None and not tensor.is_inference():
             state.entries = tensor, tensor._version
+        if state.origin.tensor is None:
+            state.origin.tensor, state.origin.edge = tensor, gradient_edge(tensor)
         return state
+
+    def aside(self, tensor: Tensor, like: Tensor) -> State:
+        """The state of a tensor that is not followed, such as a vector that multiplies."""
+        if id(tensor) not in self._aside:
+            self._aside[id(tensor)] = State.measured(tensor.to(like.device), known=True)
+            self._alive.append(tensor)
+        return self._aside[id(tensor)]
+
+    def holds(self, state: State) -> Tensor | None:
+        """The tensor for which a state was made, unless that was written into since."""
+        tensor = state.origin.tensor
+        return tensor if self.of(tensor) is state else None
 
     def known(self, tensor: Tensor) -> Tensor:
         """The tensor, whose values do not depend on any weight."""
@@ -175,6 +197,7 @@ class Tape:
         given = [self._states[id(t)] for t in read]
         if given and state not in given:
             state.given = given[0]
+            state.origin.made(given)
             shares = [one.apart for one in given if one.apart is not None]
             if state.apart is None and len(shares) == len(given):
                 state.apart = passed(shares[-1], read[-1], tensor)
@@ -193,32 +216,6 @@ class Tape:
             and id(tensor) not in self._states
             and id(tensor) not in self._constants
         )
-
-    def turned(self, x: Tensor, weight: Tensor, dimension: int) -> bool:
-        """Whether x meets the transpose of a weight that was multiplied by before.
-
-        Then neither x nor the gradient there is independent of the weight.
-
-        Args:
-            x: what is multiplied.
-            weight: by what.
-            dimension: of the weight, over which is summed.
-        """
-        if weight.layout != torch.strided:
-            return False
-        place, stride = weight.untyped_storage().data_ptr(), weight.stride(dimension)
-        before, read = self._read.setdefault(place, (stride, []))
-        if before == stride:
-            read.append(x)
-            return False
-        edges = [(self._states[id(tensor)], self.watch(tensor)) for tensor in read]
-
-        def back() -> None:
-            for state, edge in edges:
-                state.arrive(self.measured(edge))
-
-        self.step(back)
-        return True
 
     def differentiable(self) -> list[Tensor]:
         """All tensors with a state that take part in autograd."""
@@ -245,12 +242,13 @@ class Tape:
 
     def watch(self, tensor: Tensor) -> int | None:
         """Ask for the measured gradient of a tensor; its number in `found`."""
-        if not (tensor.requires_grad and tensor.is_floating_point()):
+        return self.watch_edge(gradient_edge(tensor))
+
+    def watch_edge(self, edge: Any) -> int | None:
+        """The same for a tensor's edge, as of when it was made."""
+        if edge is None:
             return None
-        base = tensor._base
-        if base is not None and base.requires_grad and tensor.grad_fn is None:
-            return None  # a view made without autograd, as in a reentrant checkpoint
-        self._edges.append(torch.autograd.graph.get_gradient_edge(tensor))
+        self._edges.append(edge)
         return len(self._edges) - 1
 
     def signed(self, number: int | None) -> Tensor | None:

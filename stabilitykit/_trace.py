@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stabilitykit import _arithmetic, _attention, _norms, _pooling  # noqa: F401 - their rules
+from stabilitykit._anchor import Edge, anchor
 from stabilitykit._calls import kind as kind_of
 from stabilitykit._elementwise import Elementwise
 from stabilitykit._flatness import ACTIVATIONS, MODULES
@@ -19,6 +20,7 @@ from stabilitykit._functions import (
     ELEMENTWISE,
     ISOLATED,
     MOVES,
+    SAME,
     SHAPED,
     WANTS_FUNCTION,
     WEIGHTED,
@@ -29,6 +31,7 @@ from stabilitykit._functions import (
 )
 from stabilitykit._nested import replaced, tensors
 from stabilitykit._origins import leaf
+from stabilitykit._provenance import crossing
 from stabilitykit._quiet import transforming
 from stabilitykit._rules import RULES, moved, takes
 from stabilitykit._tape import Call, State, Tape
@@ -126,12 +129,11 @@ class Trace(TorchFunctionMode):
         if transforming():  # what comes out of it is measured
             return func(*args, **kwargs)
         name = plain_name(func)
-        given = list(tensors((args, kwargs)))
-        for tensor in given:
+        for tensor in (given := list(tensors((args, kwargs)))):
             self._check(tensor, f"what {name} reads")
         if name in WEIGHTED and given and not self.tape.of(given[0]) and not given[0].requires_grad:
             self.tape.set(given[0], State.measured(given[0], known=True))
-        tracked = [t for t in given if self.tape.of(t) is not None]
+        tracked = self._tracked(name, args, kwargs)
         if not tracked and name != "embedding":
             out = func(*args, **kwargs)
             for tensor in tensors(out):
@@ -151,11 +153,11 @@ class Trace(TorchFunctionMode):
         if base is not None and self.tape.of(base):  # whose other views are written, too
             return self._write(name, func, args, kwargs, [base, *tracked])
         # Gradients of functions of the same entries cross: measure them together.
-        apart = len({id(s.space) for t in tracked if (s := self.tape.of(t))}) == len(tracked)
+        apart = not rules and not crossing(self.tape.states(tracked), known=False)
         wide = name in BROADCAST and len({t.shape for t in tracked}) > 1
-        if not inplace and (name in ISOLATED or wide or (apart and not rules)):
+        if not inplace and (name in ISOLATED or wide or apart):
             args, kwargs = replaced(args, self._alias), replaced(kwargs, self._alias)
-            tracked = [t for t in tensors((args, kwargs)) if self.tape.of(t) is not None]
+            tracked = self._tracked(name, args, kwargs)
         states = {id(t): self.tape.of(t) for t in tracked}
         edges = [self._edge(t) for t in tracked] if not rules else None
         known = all(s is not None and s.known for s in states.values())
@@ -174,7 +176,7 @@ class Trace(TorchFunctionMode):
                 result = self._model(name, func, args, kwargs, out, tracked)
         if result is None:
             if edges is None:
-                edges = [(states[id(t)], *self._edge(t)[1:]) for t in tracked]
+                edges = [self._edge(t, states[id(t)]) for t in tracked]
             self._anchor(name, edges, made or [args[0]], known)
         else:
             for tensor, state in zip(
@@ -187,14 +189,19 @@ class Trace(TorchFunctionMode):
                 self._call(self._layer, ACTIVATIONS[func], state)
         return out
 
-    def _edge(self, tensor: Tensor) -> tuple[State | None, int | None, bool]:
-        """A state, the number of its measured gradient, and whether that is of all its readers."""
-        return self.tape.of(tensor), self.tape.watch(tensor), id(tensor) not in self._aliases
+    def _tracked(self, name: str, args: Any, kwargs: Any) -> list[Tensor]:
+        """What an operation reads of the tape; a move has only its first tensor's values."""
+        given = tensors(args[:1] if name in MOVES and args else (args, kwargs))
+        return [t for t in given if self.tape.of(t) is not None]
+
+    def _edge(self, tensor: Tensor, state: State | None = None) -> Edge:
+        state = state or self.tape.states([tensor])[0]
+        return Edge(self.tape, state, tensor if id(tensor) in self._aliases else None)
 
     def _write(self, name: str, func: Any, args: Any, kwargs: Any, read: list[Tensor]) -> Any:
         """An operation that writes into a part of a tensor."""
         edges = [self._edge(tensor) for tensor in read]
-        known = all(state is not None and state.known for state, *_ in edges)
+        known = all(edge.state.known for edge in edges)
         out = func(*args, **kwargs)
         self._anchor(name, edges, [read[0], args[0]], known)
         return out
@@ -263,8 +270,7 @@ class Trace(TorchFunctionMode):
             return None
 
         def move(field: Tensor) -> Any:
-            if plain_name(func) in ("to", "float", "double", "half", "bfloat16", "type_as", "cpu",
-                               "cuda", "clone", "contiguous"):  # fmt: skip
+            if plain_name(func) in SAME:
                 return field * 1.0
             if plain_name(func) == "view":
                 field = field.contiguous()
@@ -274,26 +280,20 @@ class Trace(TorchFunctionMode):
 
             return func(*replaced(args, put), **replaced(kwargs, put))
 
-        return moved(self.tape, state, out, move, target)
+        return moved(self.tape, state, out, move, target, plain_name(func) in SAME)
 
     def _anchor(
-        self, name: str, edges: list[Any], made: list[Tensor], known: bool, layer: str | None = None
+        self,
+        name: str,
+        edges: list[Edge],
+        made: list[Tensor],
+        known: bool,
+        layer: str | None = None,
     ) -> None:
         """Not modelled: the moments behind it are measured ones, forward and back."""
         if not known:
             self._miss(name, layer)
-        spaces = {id(state.space): state.space for state, *_ in edges}
-        space = spaces.popitem()[1] if len(spaces) == 1 else None  # perhaps of the same entries
-        for tensor in made:
-            state = State.measured(tensor, known=known, modelled=known)
-            state.space = space or state.space
-            self.tape.set(tensor, state)
-
-        def back() -> None:
-            for state, edge, whole in edges:
-                state.arrive(self.tape.measured(edge), whole)
-
-        self.tape.step(back)
+        anchor(self.tape, edges, made, known)
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -89,16 +89,18 @@ def predict(model: nn.Module, batch: Any) -> Prediction:
         norm                  E[y²] = γ²·Var(x)/(Var(x) + ε) + β²
 
     and the adjoints on the way back (He et al. 2015, eqs. 9–14, for layers; Schoenholz et al. 2017
-    for activations). Beside it goes the share of E[x²] that tells two samples apart, by Mehler's
-    formula through activations (Poole et al. 2016, eq. 5). What follows a residual sum or a maximum
-    is not Gaussian: its law is kept as 128 equally likely values, and so is the gradient's square
-    as a function of the value. What no marginal law knows is read from the pass as a number without
-    scale: how far positions, tokens and samples agree (averages, maxima, batch and group norms,
-    attention), so do gradients that meet at one entry (copies, overlapping windows), and how far
-    running statistics are those of the channels at hand. So it is with how a norm behind an
-    activation spreads what it is given over channels, and with convolutions of fewer than 64
-    weights an output, such as depthwise ones. Anything else is measured, named in `not_modelled`
-    and marked.
+    for activations). Where both sides of a sum have addends in common, such as a skip over skips,
+    their covariance is added; where they are functions of the same entries in another way, or the
+    factors of a product are, it is measured and named. Beside it goes the share of E[x²] that tells
+    two samples apart, by Mehler's formula through activations (Poole et al. 2016, eq. 5). What
+    follows a residual sum or a maximum is not Gaussian: its law is kept as 128 equally likely
+    values, and so is the gradient's square as a function of the value. What no marginal law knows
+    is read from the pass as a number without scale: how far positions, tokens and samples agree
+    (averages, maxima, batch and group norms, attention), so do gradients that meet at one entry
+    (copies, overlapping windows), and how far running statistics are those of the channels at hand.
+    So it is with how a norm behind an activation spreads what it is given over channels, and with
+    convolutions of fewer than 64 weights an output, such as depthwise ones. Anything else is
+    measured, named in `not_modelled` and marked.
 
     The expectation is over weights that are independent with mean 0, whatever they are now: a model
     that departs from it departs from what is predicted. It is the limit of large width, the number
