@@ -34,21 +34,38 @@ def mixed(
         law = _law.empirical(out.detach().double() / square.clamp(min=tiny).sqrt())
     result = State(square, law)
     result.origin.made([state], lambda fields: _kept(mix, fields[0]))
+
+    def weights(found: Field | None) -> Tensor | None:
+        return None if result.weights is None else state.ranked(found)
+
+    _return(tape, (state, x), (result, out), mix, weights)
+    return result
+
+
+def _return(
+    tape: Tape, before: tuple[State, Tensor], after: tuple[State, Tensor],
+    linear: Callable[[Field], Field], weights: Callable[[Field | None], Tensor | None],
+) -> None:  # fmt: skip
+    """The step of the way back: by the adjoint, as far as the measured gradients agree.
+
+    Args:
+        before: what was read.
+        after: what was made of it.
+        linear: of the squares.
+        weights: those of what was read, of the measured gradient there.
+    """
+    (state, x), (result, out) = before, after
     ends = tape.watch(x), tape.watch(out)
 
     def back() -> None:
         if result.gradient is None:
             return
-        gradient = adjoint(mix, x.shape, result.gradient.expand(out.shape))
+        gradient = adjoint(linear, x.shape, result.gradient.expand(out.shape))
         if gradient is not None:
-            agreed = tape.agreement(*ends, lambda after: adjoint(mix, x.shape, after))
-            weights = None
-            if result.weights is not None:
-                weights = state.ranked(tape.measured(ends[0]))
-            state.receive(gradient * agreed, weights)
+            agreed = tape.agreement(*ends, lambda behind: adjoint(linear, x.shape, behind))
+            state.receive(gradient * agreed, weights(tape.measured(ends[0])))
 
     tape.step(back)
-    return result
 
 
 def _kept(mix: Callable[[Field], Field], field: Field) -> Field | None:
@@ -122,26 +139,16 @@ def _maximum(
     source = torch.searchsorted(chances.cumsum(0), middle).clamp(max=_law.ATOMS - 1)
     result = State(sizes * level, _law.Law(atoms[source]))
     result.origin.made([state], lambda fields: pick(fields[0]))
-    ends = tape.watch(x), tape.watch(out)
 
-    def back() -> None:
-        if result.gradient is None:
-            return
+    def weights(found: Field | None) -> Tensor | None:
         one = torch.ones(_law.ATOMS, dtype=torch.float64)
-        weights = one if result.weights is None else result.weights
         shares = torch.zeros(_law.ATOMS, dtype=torch.float64)
-        shares.index_add_(0, order[source], weights)
-        gradient = adjoint(pick, x.shape, result.gradient.expand(out.shape))
-        if gradient is not None:
-            agreed = tape.agreement(*ends, lambda after: adjoint(pick, x.shape, after))
-            mine, wins = _law.normalised(shares), adjoint(pick, x.shape, torch.ones_like(sizes))
-            if (
-                wins is not None and float(wins.max()) > 1
-            ):  # what wins often gets gradients that agree
-                mine = state.ranked(tape.measured(ends[0]), mine)
-            state.receive(gradient * agreed, mine)
+        shares.index_add_(0, order[source], one if result.weights is None else result.weights)
+        mine, wins = _law.normalised(shares), adjoint(pick, x.shape, torch.ones_like(sizes))
+        often = wins is not None and float(wins.max()) > 1  # then it gets gradients that agree
+        return state.ranked(found, mine) if often else mine
 
-    tape.step(back)
+    _return(tape, (state, x), (result, out), pick, weights)
     return result
 
 
@@ -177,17 +184,7 @@ def _over_dims(tape: Tape, out: Tensor, x: Any, dims: tuple[int, ...]) -> State 
     square = picked * (level if level.isfinite() else torch.ones_like(level))
     result = State(square, _law.empirical(_law.relative(out, square)))
     result.origin.made([state], lambda fields: pick(fields[0]))
-    ends = tape.watch(x), tape.watch(out)
-
-    def back() -> None:
-        if result.gradient is None:
-            return
-        gradient = adjoint(pick, x.shape, result.gradient.expand(out.shape))
-        if gradient is not None:
-            agreed = tape.agreement(*ends, lambda after: adjoint(pick, x.shape, after))
-            state.receive(gradient * agreed, state.ranked(tape.measured(ends[0])))
-
-    tape.step(back)
+    _return(tape, (state, x), (result, out), pick, state.ranked)
     return result
 
 
