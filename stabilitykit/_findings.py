@@ -43,8 +43,8 @@ INPUT_OFFSET = 10.0
 # 4 it may yet settle in a flatter place (Lewkowycz et al. 2020, arXiv 2003.02218, section 3).
 STEP_LARGE = 4.0
 # Convention: a rise of the loss, on the batch of the step itself, by a twentieth of the loss, which
-# is no rounding; for a warning also of the fall that the gradient promised. Steps of trainings at
-# common rates do not do it; at the highest that work, one in a hundred.
+# is no rounding; for a warning also of the fall that the gradient promised. Steps of trainings that
+# end well do it, too (Adam's first one often), so it only calls for the trial below.
 STEP_RISE = 0.05
 # Derived: a step longer than all the weights leaves nothing of them. A loss that began above chance
 # falls to chance by it, which looks like descent.
@@ -56,8 +56,8 @@ STEP_WHOLE = 1.0
 STEP_TRIAL = 20
 # Fitted: the end is good when the loss has fallen two thirds as far as in as many steps of the
 # length that the remedy proposes. Trainings that end well at the rate reach 0.8 or more of that,
-# those that do not at most 0.55, on the networks of tests/zoo, on
-# which this was chosen: it is no measure of how often the rule errs elsewhere.
+# those that do not at most 0.55, on the networks of tests/zoo, on which this was chosen: it is no
+# measure of how often the rule errs elsewhere.
 STEP_ENOUGH = 2 / 3
 # Convention: the loss still falls in a straight line at ten thousand times the step, which changes
 # the weights by less than a ten-thousandth. Steps that long are short of nothing.
