@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from stabilitykit._ledger import Sample, Written
+from stabilitykit._ledger import Sample
+from stabilitykit._reading import Written
 
 
 class Flatness(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from stabilitykit._flatness import Activation, Intervals, within
-from stabilitykit._reductions import double, extreme, finite, reduce_moments, wide
+from stabilitykit._reading import Fetched, Written, fetch
+from stabilitykit._reductions import double, extreme, reduce_moments, wide
 from stabilitykit._rows import CHUNK, Ends, Flat, Reduced, Rows, Samples
 from stabilitykit._samples import SAMPLE, copy_entries, flattened, positions, real
 
@@ -18,34 +20,11 @@ MODES = ("sampled", "hybrid", "exact")
 KNOWN = 256  # convention: shapes whose plans are kept, 2 MiB; sequences may have ever new lengths
 
 
-class Moments(NamedTuple):
-    """Of one tensor; nan when an entry is not finite."""
-
-    mean: float
-    std: float
-    rms: float
-    nonfinite: int
-
-
 class Sample(NamedTuple):
     """Entries that were written down, valid as long as `Ledger.drained` is the same."""
 
     rows: Samples
     row: Tensor
-
-
-class Written(NamedTuple):
-    """Where the ledger will find the statistics of one tensor.
-
-    Attributes:
-        numel: how many entries it has.
-        slot: of its moments.
-        total: slot whose last number is a sum that tells whether the whole is finite.
-    """
-
-    numel: int
-    slot: int
-    total: int = -1
 
 
 class _Plan(NamedTuple):
@@ -89,7 +68,6 @@ class Ledger:
             ends.reset()
         self._reduced: Reduced = []
         self._slots = 0
-        self._results: dict[int, list[float]] = {}
 
     def release(self) -> None:
         """Forget everything."""
@@ -133,10 +111,13 @@ class Ledger:
 
     def _plan(self, tensor: Tensor, sampled: bool) -> _Plan:
         whole = tensor.numel()
-        rows = self._rows_of(Samples, min(SAMPLE, whole), tensor.dtype, tensor.device)
+        rows = self._rows_of(Samples, SAMPLE, tensor.dtype, tensor.device)
         summed = whole > SAMPLE and not sampled and self.mode == "hybrid"
         size = None if flattened(tensor) is None else (whole,)
-        return _Plan(rows, size, self.places(tensor), wide(tensor.dtype) if summed else None)
+        places = self.places(tensor)
+        if whole < SAMPLE:  # the first entry fills the row, as `moments` knows
+            places = torch.cat([places, places.new_zeros(SAMPLE - whole)])
+        return _Plan(rows, size, places, wide(tensor.dtype) if summed else None)
 
     def activation(self, z: Tensor, sample: Sample | None, f: Activation, units: int) -> Written:
         """All of f(z) from the sample of z and the ends of its range, without a pass over f(z).
@@ -223,42 +204,15 @@ class Ledger:
         self._reduced.append((slots, values))
         return slots
 
-    def read(self) -> None:
+    def read(self) -> Fetched:
         """Fetch everything that was written, in one transfer."""
         kept: list[Rows | Ends] = [*self._rows.values(), *self._ends.values()]
         for waiting in kept:
             self._reduced += waiting.drain()
-        if not self._reduced:
-            return
-        device = self._reduced[0][1].device
-        parts = [values.reshape(-1).double().to(device) for _, values in self._reduced]
-        numbers = fetch(torch.cat(parts))
-        start = 0
-        for slots, values in self._reduced:
-            width = values.shape[1]
-            for slot in slots:
-                self._results[slot] = numbers[start : start + width]
-                start += width
+        numbers: list[float] = []
+        if self._reduced:
+            device = self._reduced[0][1].device
+            numbers = fetch(torch.cat([v.reshape(-1).to(device) for _, v in self._reduced]))
+        slots, widths = [s for s, _ in self._reduced], [v.shape[1] for _, v in self._reduced]
         self._reduced = []
-
-    def value(self, slot: int) -> float | None:
-        return self._results[slot][0] if slot >= 0 else None
-
-    def values(self, slot: int) -> list[float]:
-        return self._results[slot]
-
-    def read_moments(self, written: Written) -> Moments:
-        if written.slot < 0:  # an empty tensor
-            return Moments(math.nan, math.nan, math.nan, 0)
-        mean, std, rms, share = self._results[written.slot][:4]
-        count = round(share * written.numel)
-        if written.total >= 0 and not count:
-            count = 0 if finite(self._results[written.total][-1], rms) else 1
-        if count:
-            return Moments(math.nan, math.nan, math.nan, count)
-        return Moments(mean, std, rms, 0)
-
-
-def fetch(values: Tensor) -> list[float]:
-    """The one place where the host waits for the device."""
-    return values.tolist()
+        return Fetched(self.mode == "exact", slots, widths, array("d", numbers))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch._C import _functorch
 
-from stabilitykit._ledger import Ledger, Written, fetch
+from stabilitykit._ledger import Ledger
+from stabilitykit._reading import Reading, Written, fetch
 from stabilitykit._records import ParameterRecord
 from stabilitykit._reductions import euclidean, reduce_update, square_and_nonfinite, wide
 from stabilitykit._samples import SAMPLE, copy_entries, flattened, has_values, real
@@ -57,7 +58,7 @@ class ParameterMeter:
         self._known: list[_Seen] = []  # as they were seen in the step before
         self._modules: list[nn.Module] = []  # in which they are
         self._placed: tuple[list[Any], ...] = ()
-        self._samples: list[tuple[list[_Seen], Tensor, Tensor]] = []  # all of one kind, by rows
+        self._samples: list[tuple[list[_Seen], Tensor]] = []  # all of one kind, before and after
         self._rms: dict[str, float] = {}  # of the gradients, in the step before
 
     def clear(self) -> None:
@@ -118,9 +119,11 @@ class ParameterMeter:
             places = None if whole else self.ledger.places(weight)
             seen = _Seen(name, parameter, weight, groups, pointer, flattened(weight), places)
             self._known.append(seen)
-            width = weight.numel() if exact else _width(min(SAMPLE, weight.numel()))
-            kinds.setdefault((weight.dtype, weight.device, width), []).append(seen)
-        for (dtype, device, width), group in kinds.items():
+            key = weight.dtype, weight.device, weight.numel() if exact else None
+            kinds.setdefault(key, []).append(seen)
+        for (dtype, device, _), group in kinds.items():
+            # What differs in size is reduced together, the rest of a row being 0.
+            width = max(seen.weight.numel() if seen.places is None else SAMPLE for seen in group)
             with torch.inference_mode(False):  # else they could be written in that mode alone
                 rows = torch.zeros((2, len(group), width), dtype=dtype, device=device)
             for index, seen in enumerate(group):
@@ -128,8 +131,7 @@ class ParameterMeter:
                 if seen.places is None:
                     pair = pair[:, :numel].view(2, *seen.weight.shape)
                 seen.before, seen.after = pair
-            before, after = rows
-            self._samples.append((group, before, after))
+            self._samples.append((group, rows))
         if any(isinstance(module, torch.jit.ScriptModule) for module in self._modules):
             self._modules = []
         self._placed = self._place_now() if self._modules else ()
@@ -164,10 +166,8 @@ class ParameterMeter:
 
     def reduce(self) -> None:
         """What is still samples, as numbers in the ledger."""
-        for group, before, after in self._samples if self.seen else []:
-            for seen, slot in zip(
-                group, self.ledger.write(reduce_update(before, after)), strict=True
-            ):
+        for group, rows in self._samples if self.seen else []:
+            for seen, slot in zip(group, self.ledger.write(reduce_update(rows)), strict=True):
                 seen.slot = slot
 
     def _gradients(self) -> None:
@@ -203,7 +203,7 @@ class ParameterMeter:
             for seen, slot in zip(group, slots, strict=True):
                 seen.norm = slot
 
-    def _read_gradients(self) -> list[tuple[float, int]]:
+    def _read_gradients(self, reading: Reading) -> list[tuple[float, int]]:
         """Of each: the sum of squares, and how many entries are not finite."""
         found: list[tuple[float, int]] = []
         doubtful: dict[int, Tensor] = {}
@@ -214,14 +214,14 @@ class ParameterMeter:
                 continue
             if self.ledger.mode == "sampled":
                 numel = real(gradient).numel()
-                moments = self.ledger.read_moments(Written(numel, seen.norm))
+                moments = reading.moments(Written(numel, seen.norm))
                 found.append((moments.rms**2 * numel, moments.nonfinite))
                 continue
             if self.ledger.mode == "exact":
-                square, bad = self.ledger.values(seen.norm)
+                square, bad = reading.values(seen.norm)
                 found.append((square, round(bad)))
                 continue
-            (norm,) = self.ledger.values(seen.norm)
+            (norm,) = reading.values(seen.norm)
             self._rms[seen.name] = norm / math.sqrt(gradient.numel())
             if norm < math.inf and (seen.double or self._rms[seen.name] > _SMALL):
                 found.append((norm * norm, 0))
@@ -236,16 +236,17 @@ class ParameterMeter:
                 found[index] = total, round(bad)
         return found
 
-    def read(self, step: int, collective: bool = True) -> list[ParameterRecord]:
-        """The records, after the ledger was read.
+    def read(self, step: int, reading: Reading, collective: bool = True) -> list[ParameterRecord]:
+        """The records.
 
         Args:
             step: their step.
+            reading: of the ledger.
             collective: whether the other processes read, too; else sharded parameters are left out.
         """
         rows: list[list[float]] = []
-        for seen, (square, bad) in zip(self.seen, self._read_gradients(), strict=True):
-            moved, start = self.ledger.values(seen.slot)
+        for seen, (square, bad) in zip(self.seen, self._read_gradients(reading), strict=True):
+            start, moved = reading.values(seen.slot)
             wrong = 0
             if not math.isfinite(start):  # worth a second look, at the sample that is still there
                 (share,) = fetch(seen.before.isfinite().logical_not().float().mean()[None])
@@ -260,11 +261,6 @@ class ParameterMeter:
         if any(seen.groups for seen in self.seen):
             kept = _summed(kept) if collective else [k for k in kept if not k[0].groups]
         return [_record(step, seen, row) for seen, row in kept]
-
-
-def _width(size: int) -> int:
-    """Of a row: sizes that differ little are reduced together, the rest of a row being 0."""
-    return 4 ** ((size - 1).bit_length() + 1 >> 1) if size else 0
 
 
 def _record(step: int, seen: _Seen, row: list[float]) -> ParameterRecord:

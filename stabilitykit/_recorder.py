@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from stabilitykit._calls import Call
 from stabilitykit._hooks import Hooks
 from stabilitykit._ledger import Ledger
 from stabilitykit._parameters import ParameterMeter
 from stabilitykit._quiet import Quiet, in_backward
+from stabilitykit._reading import Reading
+from stabilitykit._recorded import Recorded
 from stabilitykit._records import NonFinite, ParameterRecord, Record, scalars
-from stabilitykit._samples import SAMPLE
 from stabilitykit._switches import Hook, running
 
 
@@ -41,6 +41,7 @@ class Recorder:
         self.parameters: list[ParameterRecord] = []
         self.first_nonfinite: NonFinite | None = None
         self.step = 0
+        self._ended: list[Recorded] = []  # whose records are not made yet
         self._running = False
         self._handles: list[Any] = []
         self._scale: int | None = None
@@ -89,10 +90,14 @@ class Recorder:
             self.stop()
 
     def catch_up(self) -> None:
-        """Without an optimiser nothing ends the last step, so asking for it does."""
+        """Make the records so far.
+
+        Without an optimiser nothing ends the last step, so asking for it does.
+        """
         ends = self._running and self.optimizer is None and self.hooks.step.started
         if ends and not running(self.hooks.outermost) and not in_backward():
             self._close()
+        self._make()
 
     # Where steps begin and end.
 
@@ -170,78 +175,38 @@ class Recorder:
         self._updating = False
 
     def _close(self, collective: bool = True) -> None:
-        """Read the step, make its records, and begin the next."""
+        """Fetch the step's numbers, and begin the next."""
         step, number = self.hooks.step, self.step
         with Quiet():
             if not self.meter.seen:
                 self.meter.before()
             self.meter.reduce()
-            self.ledger.read()
-            parameters = self.meter.read(number, collective)
-        scale = self.ledger.value(self._scale) if self._scale is not None else 1.0
-        doubtful = self.ledger.mode == "hybrid" and any(p.grad_nonfinite for p in parameters)
-        records = [self._record(number, call, scale or 1.0, doubtful) for call in step.calls]
-        if self.first_nonfinite is None:
-            self.first_nonfinite = next(self._nonfinite(number, records, parameters), None)
-        self.records += records
-        self.parameters += parameters
+            fetched = self.ledger.read()
+            reading = Reading(fetched)
+            parameters = self.meter.read(number, reading, collective)
+        scale = reading.value(self._scale) if self._scale is not None else None
+        hybrid = self.ledger.mode == "hybrid"
+        self._ended.append(Recorded(number, step, fetched, scale or 1.0, hybrid, parameters))
         self.hooks.fresh()
         self._clear()
         self.step += 1
         self._unused = True
         self._begin()
         if self.callback is not None:
-            values = scalars(records, parameters)
+            values = scalars(self._make(), parameters)
             self.callback({tag: value for tag, _, value in values}, number)
 
-    def _record(self, number: int, call: Call, scale: float, doubtful: bool) -> Record:
-        ledger = self.ledger
-        output = ledger.read_moments(call.output)
-        gradient = ledger.read_moments(call.gradient) if call.gradient else None
-        bad = gradient.nonfinite if gradient else None
-        # A parameter's gradient is not finite, and this sample does not tell whether it is why.
-        if doubtful and bad == 0 and call.gradient and call.gradient.numel > SAMPLE:
-            bad = None
-        saturated, dead = ledger.value(call.flatness.saturated), ledger.value(call.flatness.dead)
-        if call.flatness.whole is not None:
-            saturated = ledger.values(call.flatness.whole.slot)[-1]
-            dead = ledger.value(call.flatness.whole.total)
-        return Record(
-            number,
-            call.layer,
-            call.call,
-            call.kind,
-            call.shape,
-            output.mean,
-            output.std,
-            output.rms,
-            saturated,
-            dead,
-            output.nonfinite,
-            gradient.rms / scale if gradient else None,
-            bad,
-        )
-
-    def _nonfinite(
-        self, number: int, records: list[Record], parameters: list[ParameterRecord]
-    ) -> Iterator[NonFinite]:
-        step = self.hooks.step
-        for name, call, written in step.inputs:
-            if self.ledger.read_moments(written).nonfinite:
-                yield NonFinite(number, name, call, "input")
-        for parameter in parameters:
-            if parameter.nonfinite:
-                yield NonFinite(number, parameter.parameter, 0, "parameter")
-        for record in records:
-            if record.nonfinite:
-                yield NonFinite(number, record.layer, record.call, "forward")
-        pairs = zip(step.calls, records, strict=True)
-        for _, record in sorted(pairs, key=lambda pair: pair[0].order):
-            if record.grad_nonfinite:
-                yield NonFinite(number, record.layer, record.call, "backward")
-        for parameter in parameters:
-            if parameter.grad_nonfinite:
-                yield NonFinite(number, parameter.parameter, 0, "gradient")
+    def _make(self) -> list[Record]:
+        """Make the records of the steps that have ended; those of the last one."""
+        records: list[Record] = []
+        for ended in self._ended:
+            records = ended.records()
+            if self.first_nonfinite is None:
+                self.first_nonfinite = next(ended.nonfinite(records), None)
+            self.records += records
+            self.parameters += ended.parameters
+        self._ended.clear()
+        return records
 
 
 def _uncompiled(function: Callable[..., None]) -> Callable[..., None]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from stabilitykit._flatness import Activation, Intervals
-from stabilitykit._reductions import reduce_ends, reduce_flat, reduce_samples, wide
+from stabilitykit._reductions import double, reduce_ends, reduce_flat, reduce_samples, wide
 
 CHUNK = 64  # rows that are reduced at once, which bounds the memory
 FIRST = 16  # convention: rows to begin with, before it is known how many a step needs
@@ -93,11 +94,10 @@ class Samples(Rows):
 
     def _reduce(self, slots: list[int], *rows: Tensor) -> Reduced:
         samples, totals = rows
-        dtype, passed = totals.dtype, self._passed
-        self._passed = {}
-        stacks = [(f, torch.stack(rows).to(dtype)) for f, (_, rows) in passed.items()]
-        numbers = reduce_samples(samples.to(dtype), totals, stacks)
-        return list(zip([slots, *(slots for slots, _ in passed.values())], numbers, strict=True))
+        passed, self._passed = self._passed, {}
+        stacks = [(f, torch.stack(rows).to(totals.dtype)) for f, (_, rows) in passed.items()]
+        slots = [*slots, *chain.from_iterable(slots for slots, _ in passed.values())]
+        return [(slots, reduce_samples(samples, totals, stacks))]
 
     def reset(self) -> None:
         self._passed = {}
@@ -114,7 +114,7 @@ class Flat(Rows):
         self._intervals = intervals
 
     def _reduce(self, slots: list[int], *rows: Tensor) -> Reduced:
-        return [(slots, reduce_flat(self._intervals, rows[0]))]
+        return [(slots, reduce_flat(self._intervals, rows[0])[:, None])]
 
 
 class Ends:
@@ -150,7 +150,7 @@ class Ends:
             device = columns[0].device
             counts = torch.tensor(lengths, device="cpu")  # there repeating needs no waiting
             owners = torch.repeat_interleave(torch.arange(len(counts), device="cpu"), counts)
-            self._owners = {lengths: (owners.to(device), counts.to(device))}
+            self._owners = {lengths: (owners.to(device), double(counts.to(device)))}
         return [(slots, reduce_ends(self.apply, self.intervals, *self._owners[lengths], *columns))]
 
     def reset(self) -> None:

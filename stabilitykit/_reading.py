@@ -1,0 +1,89 @@
+"""Numbers that were fetched from the device, and statistics that are made of them."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from typing import NamedTuple
+
+from torch import Tensor
+
+from stabilitykit._reductions import finite, moments
+from stabilitykit._samples import SAMPLE
+
+
+class Moments(NamedTuple):
+    """Of one tensor; nan when an entry is not finite."""
+
+    mean: float
+    std: float
+    rms: float
+    nonfinite: int
+
+
+class Written(NamedTuple):
+    """Where a reading has the statistics of one tensor.
+
+    Attributes:
+        numel: how many entries it has.
+        slot: of its moments.
+        total: slot whose last number is a sum that tells whether the whole is finite.
+    """
+
+    numel: int
+    slot: int
+    total: int = -1
+
+
+class Fetched(NamedTuple):
+    """All numbers of one step, in little memory.
+
+    Attributes:
+        exact: whether moments are of whole tensors.
+        slots: those of each part.
+        widths: how many numbers each slot of a part has.
+        numbers: of the first slot of the first part, of the second, and so on.
+    """
+
+    exact: bool
+    slots: list[list[int]]
+    widths: list[int]
+    numbers: array[float]
+
+
+class Reading:
+    """What was fetched, by slots."""
+
+    def __init__(self, fetched: Fetched) -> None:
+        self._exact, slots, widths, self._numbers = fetched
+        self._found: dict[int, slice] = {}
+        stop = 0
+        for part, width in zip(slots, widths, strict=True):
+            start, stop = stop, stop + width * len(part)
+            ends = range(start, stop, width), range(start + width, stop + 1, width)
+            self._found.update(zip(part, map(slice, *ends), strict=True))
+
+    def value(self, slot: int) -> float | None:
+        """The first number of a slot; None for slot −1, where nothing was written."""
+        return self._numbers[self._found[slot].start] if slot >= 0 else None
+
+    def values(self, slot: int) -> array[float]:
+        return self._numbers[self._found[slot]]
+
+    def moments(self, written: Written) -> Moments:
+        if written.slot < 0:  # an empty tensor
+            return Moments(math.nan, math.nan, math.nan, 0)
+        whole = written.numel
+        entries, width = (whole, whole) if self._exact else (min(whole, SAMPLE), SAMPLE)
+        mean, std, rms, bad = moments(self.values(written.slot), entries, width)
+        count = round(bad * whole / entries)
+        if not count and written.total >= 0:
+            count = 0 if finite(self.values(written.total)[-1], rms) else 1
+        if count:
+            return Moments(math.nan, math.nan, math.nan, count)
+        return Moments(mean, std, rms, 0)
+
+
+def fetch(values: Tensor) -> list[float]:
+    """The one place where the host waits for the device."""
+    return values.tolist()
