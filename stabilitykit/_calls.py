@@ -6,7 +6,7 @@ import weakref
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -50,16 +50,9 @@ class Seen(NamedTuple):
     drained: int
     box: list[Call]  # whose output it is
 
-
-@dataclass(slots=True, eq=False)
-class Frame:
-    """A module that is watched; recursion and shared modules push the same one again."""
-
-    module: nn.Module
-    name: str
-    leaf: bool
-    bare: bool = False
-    flatness: Flatness = NOT_FLAT
+    def still(self, tensor: Any) -> bool:
+        """Whether the tensor is that output, unchanged."""
+        return self.tensor() is tensor and self.version == version(tensor)
 
 
 @dataclass
@@ -77,6 +70,11 @@ class Step:
     )
     gradients: int = 0
     started: bool = False
+
+
+def version(tensor: Any) -> int:
+    """How often it was written into; tensors of inference mode do not count that."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def kind(module: nn.Module) -> str:

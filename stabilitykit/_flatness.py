@@ -55,12 +55,6 @@ CHANNELS_FIRST: dict[type[nn.Module], bool] = dict.fromkeys(
 CHANNELS_FIRST[nn.Linear] = False
 
 
-def bare(module: nn.Module) -> bool:
-    """Whether it is one of torch's own layers, which calls no activation as a function."""
-    own = type(module).__module__.startswith("torch.nn.modules.")
-    return own and not isinstance(module, MODULES) and "forward" not in vars(module)
-
-
 def units_dimension(shape: torch.Size, channels_first: bool | None) -> int:
     """The dimension of units: channels after a convolution, features after a linear layer."""
     if channels_first is None:

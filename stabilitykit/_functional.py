@@ -9,8 +9,8 @@ from torch import Tensor
 from stabilitykit._calls import NOT_FLAT, Flatness, Seen
 from stabilitykit._flatness import argument, described, units_dimension
 from stabilitykit._ledger import Ledger
-from stabilitykit._quiet import Quiet, in_backward, plain
-from stabilitykit._samples import SAMPLE
+from stabilitykit._quiet import in_backward, plain, quiet
+from stabilitykit._samples import SAMPLE, has_values
 
 
 def flatness_of(
@@ -20,8 +20,8 @@ def flatness_of(
     function: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> Flatness:
-    """Where its argument lies, as places in the ledger.
+) -> Flatness | None:
+    """Where its argument lies, as places in the ledger; None where that has no values.
 
     Args:
         ledger: where the numbers go.
@@ -31,14 +31,15 @@ def flatness_of(
         args: what it gets.
         kwargs: what it gets by name.
     """
-    given = args[0] if args else kwargs["input"]
-    if in_backward():
-        return NOT_FLAT
-    with Quiet():
-        if given.is_complex():
+    given: Any = args[0] if args else kwargs.get("input")
+    with quiet(given):
+        if not has_values(given):
+            return None
+        if in_backward() or given.is_complex():
             return NOT_FLAT
         args = tuple(plain(a) if isinstance(a, Tensor) else a for a in args)
-        kwargs = {k: plain(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+        if kwargs:
+            kwargs = {k: plain(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
         activation = described(function, args, kwargs)
         if activation is None:
             return NOT_FLAT
@@ -49,8 +50,7 @@ def flatness_of(
         if cheap and activation.apply is not None:
             sample = None
             if last is not None and last.drained == ledger.drained:
-                known = last.tensor() is z and last.version == z._version
-                sample = last.sample if known else None
+                sample = last.sample if last.still(z) else None
             return Flatness(whole=ledger.activation(z, sample, activation, dimension))
         intervals = activation.intervals
         return Flatness(ledger.saturation(z, intervals), ledger.dead(z, intervals, dimension))

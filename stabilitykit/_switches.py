@@ -67,7 +67,7 @@ class Watch(TorchFunctionMode):
         if layout is not None:
             self.hooks.channels_first = layout
         elif func in _PAST_VERSIONS:
-            self.hooks.last = None
+            self.hooks.outputs.last = None
         return func(*args, **kwargs)
 
 

@@ -1,0 +1,136 @@
+"""Sequences of torch's own layers, at which the probe looks with the least effort."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import stabilitykit as sk
+from stabilitykit._frames import _FUNCTIONS, frames
+
+OPTIONS = {
+    nn.LeakyReLU: [{}, {"negative_slope": 0.3}],
+    nn.ELU: [{}, {"alpha": 0.5}],
+    nn.GELU: [{}, {"approximate": "tanh"}],
+}
+ACTIVATIONS = [(kind, each) for kind in _FUNCTIONS for each in OPTIONS.get(kind, [{}])]
+
+
+def shown(model, x, mode="hybrid"):
+    with sk.Probe(model, mode=mode) as probe:
+        model(x).square().sum().backward()
+    return probe.records
+
+
+def conv_net(activation):
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), activation, nn.MaxPool2d(2))
+    return nn.Sequential(nn.Sequential(*layers), nn.Sequential(nn.Flatten(), nn.Linear(392, 4)))
+
+
+@pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
+@pytest.mark.parametrize(("kind", "options"), ACTIVATIONS, ids=str)
+def test_the_records_are_those_of_functions_that_are_looked_at_one_by_one(kind, options, mode):
+    x = torch.randn(16, 3, 16, 16)
+    lightly = shown(conv_net(kind(**options)), x, mode)
+    other = conv_net(kind(**options))
+    for module in other.modules():  # which might call anything
+        module.register_forward_hook(lambda module, args, output: None)
+    assert shown(other, x, mode) == lightly
+    kinds = ["conv2d", "batchnorm2d", kind.__name__.lower(), "maxpool2d", "flatten", "linear"]
+    assert [r.kind for r in lightly] == kinds
+    assert lightly[2].saturated is not None
+    assert (lightly[2].dead is None) == (mode == "sampled")
+
+
+@pytest.mark.parametrize(("kind", "options"), ACTIVATIONS, ids=str)
+def test_the_functions_of_activations_are_those_that_they_call(kind, options):
+    """Else the share that is flat, and f of the samples, would be another function's."""
+    function, names = _FUNCTIONS[kind]
+    module, x = kind(**options), torch.linspace(-4, 4, 1001)
+    assert torch.equal(module(x), function(x, **{name: getattr(module, name) for name in names}))
+
+
+def test_an_activation_that_works_in_place_is_seen_before():
+    x = torch.randn(16, 3, 16, 16)
+    alone, in_place = (shown(conv_net(nn.ReLU(inplace=i)), x) for i in (False, True))
+    assert [dataclasses.replace(r, grad_rms=0.0) for r in in_place] == [
+        dataclasses.replace(r, grad_rms=0.0) for r in alone
+    ]
+    assert 0 < in_place[2].saturated < 1
+
+
+def test_only_undisturbed_sequences_of_torchs_own_layers_are_looked_at_lightly():
+    class Own(nn.Linear):
+        def forward(self, x):
+            return F.relu(super().forward(x))
+
+    class Doubled(nn.Sequential):
+        def forward(self, x):
+            return super().forward(super().forward(x))
+
+    def light(model):
+        return [frame.name for frame in frames(model, {}).values() if frame.light]
+
+    pair = nn.Linear(4, 4), nn.Tanh()
+    assert light(nn.Sequential(*pair, nn.Dropout(), nn.Identity())) == ["0", "2", "3"]
+    assert light(nn.Sequential(nn.Sequential(*pair), nn.Linear(4, 4))) == ["0.0", "1"]
+    assert light(nn.Sequential(nn.Linear(4, 4), nn.Dropout(inplace=True))) == ["0"]
+    assert light(nn.Sequential(nn.Linear(4, 4), Own(4, 4))) == []
+    assert light(nn.Sequential(nn.Linear(4, 4), nn.PReLU())) == []  # whose function is not known
+    assert light(Doubled(*pair)) == []
+    assert light(nn.Linear(4, 4)) == []
+    disturbed = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    disturbed[1].register_forward_pre_hook(lambda module, args: None)
+    assert light(disturbed) == []
+
+
+def test_what_hooks_call_that_come_while_the_probe_runs_is_seen():
+    """After the layer, since the probe's hook was there first."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Tanh())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plain = [("0", "linear"), ("1", "linear"), ("2", "tanh")]
+    with sk.Probe(model, optimizer) as probe:
+        for step in range(3):
+            if step == 1:
+                handle = model[1].register_forward_hook(lambda m, a, output: torch.selu(output))
+            if step == 2:
+                handle.remove()
+            optimizer.zero_grad()
+            model(torch.randn(8, 6)).sum().backward()
+            optimizer.step()
+    seen = [[(r.layer, r.kind) for r in probe.records if r.step == step] for step in range(3)]
+    assert seen == [plain, [plain[0], plain[1], ("", "selu"), plain[2]], plain]
+    assert all(r.grad_rms is not None for r in probe.records)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_layer_of_a_sequence_is_seen_when_it_is_called_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.full((8, 6), torch.nan)
+    with sk.Probe(model, optimizer) as probe:
+        model[1](torch.randn(8, 6)).sum().backward()
+        model[0](input=x).sum().backward()
+        optimizer.step()
+    assert [(r.layer, r.kind) for r in probe.records] == [("1", "batchnorm1d"), ("0", "linear")]
+    assert probe.first_nonfinite == sk.NonFinite(0, "0", 0, "input")
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_layer_that_raises_leaves_the_sequence_as_it_was(inside):
+    model = nn.Sequential(nn.Sequential(nn.Linear(6, 6), nn.Linear(5, 5)), nn.ReLU())
+    if not inside:
+        model = nn.Sequential(*model[0], nn.ReLU())
+    before = torch.overrides._len_torch_function_stack()
+    with sk.Probe(model) as probe:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+                model(torch.randn(8, 6))
+            assert torch.overrides._len_torch_function_stack() == before
+    assert [r.kind for r in probe.records] == ["linear", "linear"]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
