@@ -112,7 +112,7 @@ class Hooks:
             self._unwatch()
         if not stack and not self._begin(frame, args, kwargs):
             return
-        if self._paused and not self._paused.within:  # an interrupt has left a layer before its end
+        if self._paused and frame not in self._paused.within:  # which an interrupt has ended
             self._resume()
         frame.flatness = NOT_FLAT
         stack.append(frame)

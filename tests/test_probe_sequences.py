@@ -1,5 +1,6 @@
 """Sequences of torch's own layers, at which the probe looks with the least effort."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -119,6 +120,56 @@ def test_a_layer_of_a_sequence_is_seen_when_it_is_called_alone():
         optimizer.step()
     assert [(r.layer, r.kind) for r in probe.records] == [("1", "batchnorm1d"), ("0", "linear")]
     assert probe.first_nonfinite == sk.NonFinite(0, "0", 0, "input")
+
+
+class Stubborn(nn.Module):
+    """Goes on after an interrupt, which no hook is told of, in a sequence or one layer."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part, self.other = part, Hinged(6, 6)
+
+    def forward(self, x):
+        with contextlib.suppress(KeyboardInterrupt):
+            x = self.part(x)
+        return self.other(x)
+
+
+class Hinged(nn.Linear):
+    def forward(self, x):
+        return F.relu(super().forward(x))
+
+
+class Ending(nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return torch.tanh(self.body(x))
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_model_that_goes_on_after_an_interrupt_in_a_sequence(alone, monkeypatch):
+    torch.manual_seed(0)
+    part = nn.Linear(6, 6) if alone else nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.ReLU())
+    model = Ending(Stubborn(part))
+    before = torch.overrides._len_torch_function_stack()
+    expected = [("body.part.0", "linear")] if not alone else []
+    expected += [("body.other", "relu"), ("body.other", "hinged"), ("", "tanh")]
+    with sk.Probe(model) as probe:
+        linear = F.linear
+        torn = model.body.part if alone else model.body.part[1]
+        monkeypatch.setattr(
+            F, "linear", lambda x, w, b: interrupt() if w is torn.weight else linear(x, w, b)
+        )
+        model(torch.randn(8, 6)).sum().backward()
+    assert torch.overrides._len_torch_function_stack() == before
+    assert [(r.layer, r.kind) for r in probe.records] == expected
 
 
 @pytest.mark.parametrize("inside", [True, False])
