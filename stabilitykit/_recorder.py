@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,7 @@ class Recorder:
         self.parameters: list[ParameterRecord] = []
         self.first_nonfinite: NonFinite | None = None
         self.step = 0
-        self._ended: list[Recorded] = []  # whose records are not made yet
+        self._ended: deque[Recorded] = deque()  # whose records are not made yet
         self._running = False
         self._handles: list[Any] = []
         self._scale: int | None = None
@@ -186,27 +187,26 @@ class Recorder:
             parameters = self.meter.read(number, reading, collective)
         scale = reading.value(self._scale) if self._scale is not None else None
         hybrid = self.ledger.mode == "hybrid"
-        self._ended.append(Recorded(number, step, fetched, scale or 1.0, hybrid, parameters))
+        ended = Recorded(number, step, fetched, scale or 1.0, hybrid, parameters)
+        self._ended.append(ended)
         self.hooks.fresh()
         self._clear()
         self.step += 1
         self._unused = True
         self._begin()
         if self.callback is not None:
-            values = scalars(self._make(), parameters)
+            values = scalars(ended.records(), parameters)
             self.callback({tag: value for tag, _, value in values}, number)
 
-    def _make(self) -> list[Record]:
-        """Make the records of the steps that have ended; those of the last one."""
-        records: list[Record] = []
-        for ended in self._ended:
+    def _make(self) -> None:
+        """Make the records of the steps that have ended, also while another thread trains."""
+        while self._ended:
+            ended = self._ended.popleft()
             records = ended.records()
             if self.first_nonfinite is None:
                 self.first_nonfinite = next(ended.nonfinite(records), None)
             self.records += records
             self.parameters += ended.parameters
-        self._ended.clear()
-        return records
 
 
 def _uncompiled(function: Callable[..., None]) -> Callable[..., None]:

@@ -3,8 +3,10 @@
 import contextlib
 import copy
 import io
+import math
 import pickle
 import threading
+import tracemalloc
 import warnings
 
 import pytest
@@ -523,3 +525,54 @@ def test_a_hook_of_the_users_on_an_output_comes_and_goes_beside_the_probes():
         for each in handles:
             each.remove()
         seen.clear()
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_records_are_the_same_whenever_and_wherever_they_are_asked_for(elsewhere):
+    def train(ask):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+        with sk.Probe(model, optimizer) as probe:
+            for step in range(6):
+                optimizer.zero_grad()
+                model(x * (math.nan if step == 4 else 1)).sum().backward()
+                optimizer.step()
+                ask(probe)
+        return probe.records, probe.parameters, probe.first_nonfinite
+
+    def ask(probe):
+        assert len(probe.records) == 3 * len(probe.parameters) // 4
+
+    def ask_elsewhere(probe):
+        threads = [threading.Thread(target=lambda: probe.records) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert repr(train(ask_elsewhere if elsewhere else ask)) == repr(train(lambda probe: None))
+
+
+def test_a_step_that_nobody_has_asked_for_takes_little_memory():
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(20)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def train():
+        for _ in range(30):
+            optimizer.zero_grad()
+            model(torch.ones(8, 6)).sum().backward()
+            optimizer.step()
+
+    with sk.Probe(model, optimizer) as probe:
+        train()
+        count = len(probe.records) + len(probe.parameters)
+        tracemalloc.start()
+        try:
+            train()
+            waiting = tracemalloc.get_traced_memory()[0]
+            assert len(probe.records) + len(probe.parameters) == 2 * count
+            made = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+    assert waiting < 2 * made < 2 * 500 * count
