@@ -107,8 +107,8 @@ def reduce_samples(
     """
     lasts = [totals, *(reduce_flat(f.intervals, z) for f, z in passed)]
     values = [f.apply(z) for f, z in passed if f.apply]
-    moments = reduce_moments(torch.cat([rows, *values]) if values else rows)
-    return torch.cat([moments, torch.cat(lasts)[:, None]], dim=1)
+    reduced = reduce_moments(torch.cat([rows, *values]) if values else rows)
+    return torch.cat([reduced, torch.cat(lasts)[:, None]], dim=1)
 
 
 def reduce_flat(intervals: Intervals, rows: Tensor) -> Tensor:
