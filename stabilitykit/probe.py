@@ -137,7 +137,10 @@ class Probe:
 
     @property
     def records(self) -> list[Record]:
-        """One record per layer call and recorded step, in the order of the forward pass."""
+        """One record per layer call and recorded step, in the order of the forward pass.
+
+        They are made when they are first asked for, from the numbers that each step left.
+        """
         self._recorder.catch_up()
         return list(self._recorder.records)
 

@@ -2,14 +2,15 @@
 
 Three models, each trained by AdamW: the ratio to the bare step (median over rounds; in each round
 every method runs between two runs of the bare step) and the peak of memory above the bare step's,
-with what the method keeps from step to step. "naive hooks" reads mean, std, norms and nan of every
-output, gradient and parameter with `.item()`. Each peer from a package runs in a process of its
-own, beside its own bare step: TorchLens leaves torch's functions replaced, which slows all that
-comes after it. Budgets are for one thread, so that a second core is there for whatever else the
-machine does. Where all cores share the model's products, the bare step is shorter and the hooks are
-not: a row of its own says what the probe costs then. Peers that are not installed are named and
-left out: `pip install -e .[bench]` brings them. On a GPU also the step's time and how often the
-host waits for the device. Run from the repository root:
+with what the method keeps from step to step. The probe's records, which are made when they are
+asked for, are read after each step. "naive hooks" reads mean, std, norms and nan of every output,
+gradient and parameter with `.item()`. Each peer from a package runs in a process of its own, beside
+its own bare step: TorchLens leaves torch's functions replaced, which slows all that comes after it.
+Budgets are for one thread, so that a second core is there for whatever else the machine does. Where
+all cores share the model's products, the bare step is shorter and the hooks are not: a row of its
+own says what the probe costs then. Peers that are not installed are named and left out:
+`pip install -e .[bench]` brings them. On a GPU also the step's time and how often the host waits
+for the device. Run from the repository root:
 
     python -m scripts.benchmarks.probe --rounds 9 --json probe.json
 """
