@@ -15,6 +15,7 @@ from torch.nn import functional
 Intervals = tuple[tuple[float, float], ...]
 
 SHARE_OF_SLOPE = 0.01  # convention: flat is a slope below this share of the largest slope
+SURELY = 1e15  # convention: far above what a sum of activations comes to
 _REACH, _STEP = 64, 1 / 256  # convention: 0 and all kinks of torch's activations are grid points
 _RELU: Intervals = ((-math.inf, 0.0),)
 
@@ -99,6 +100,21 @@ def _described(
     intervals = _intervals(function, args, options)
     both = not intervals or any(start > -math.inf for start, _ in intervals)
     return Activation(intervals, both, lambda z: function(z, *args, **dict(options)))
+
+
+@lru_cache(maxsize=256)
+def bounded(f: Activation, dtype: torch.dtype) -> bool:
+    """Whether f(z) is finite where z is, if the sum of all z is below `SURELY`.
+
+    Some f overflow at the end of float32's range. Entries there are multiples of 1e30, so they
+    would show in the sum unless they cancel to the last digit.
+    """
+    if f.apply is None:
+        return False
+    largest = torch.finfo(dtype).max
+    largest /= 16 if largest > 1e30 else 1
+    ends = torch.tensor([largest, -largest], dtype=dtype, device="cpu")
+    return bool(f.apply(ends).isfinite().all())
 
 
 def argument(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

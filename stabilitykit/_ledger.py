@@ -10,21 +10,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stabilitykit._flatness import Activation, Intervals, within
-from stabilitykit._reading import Fetched, Written, fetch
+from stabilitykit._flatness import SURELY, Activation, Intervals, bounded, within
+from stabilitykit._reading import ALIVE, Fetched, Written, fetch
 from stabilitykit._reductions import double, extreme, reduce_moments, wide
 from stabilitykit._rows import CHUNK, Ends, Flat, Reduced, Rows, Samples
 from stabilitykit._samples import SAMPLE, copy_entries, flattened, positions, real
 
 MODES = ("sampled", "hybrid", "exact")
+_LARGE = 2**17  # fitted: entries from which a look at an eighth of them pays
 KNOWN = 256  # convention: shapes whose plans are kept, 2 MiB; sequences may have ever new lengths
 
 
-class Sample(NamedTuple):
-    """Entries that were written down, valid as long as `Ledger.drained` is the same."""
-
-    rows: Samples
-    row: Tensor
+# Of a tensor: where its entries were written down, they, and their sum if it was needed; valid as
+# long as `Ledger.drained` is the same.
+Sample = tuple[Samples, Tensor, Tensor | None]
 
 
 class _Plan(NamedTuple):
@@ -32,13 +31,15 @@ class _Plan(NamedTuple):
 
     Attributes:
         rows: where.
-        size: their number of entries, as the shape of a flat view; None where there is none.
+        size: their number of entries, as the shape of a flat view.
+        flat: whether there is one.
         places: which entries are sampled.
         wide: the dtype of the sum of all entries; None where it is not needed.
     """
 
     rows: Samples
-    size: tuple[int] | None
+    size: tuple[int]
+    flat: bool
     places: Tensor
     wide: torch.dtype | None
 
@@ -87,18 +88,18 @@ class Ledger:
             tensor: not kept.
             sampled: whether the sample has to do also in mode "hybrid".
         """
-        numel = tensor.numel()
-        if not numel:
-            return Written(0, -1)
-        if tensor.is_complex():
-            tensor = real(tensor)
-        if self.mode == "exact":
-            return Written(numel, self.write(reduce_moments(double(tensor.reshape(1, -1))))[0])
         key = (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, sampled)
         plan = self._plans.get(key)
         if plan is None:
+            if not tensor.numel():
+                return Written(0, -1)
+            if tensor.is_complex():
+                return self.moments(real(tensor), sampled)
+            if self.mode == "exact":
+                rows = reduce_moments(double(tensor.reshape(1, -1)))
+                return Written(tensor.numel(), self.write(rows)[0])
             plan = self._plans[key] = self._plan(tensor, sampled)
-        flat = None if plan.size is None else tensor.as_strided(plan.size, (1,))
+        flat = tensor.as_strided(plan.size, (1,)) if plan.flat else None
         slot, (row, total) = self.take(plan.rows)
         if plan.wide is not None:
             # The sum is the cheapest pass that meets every nan and infinity; isfinite and aminmax
@@ -106,18 +107,17 @@ class Ledger:
             whole = tensor if flat is None else flat
             torch.sum(whole, tuple(range(whole.dim())), dtype=plan.wide, out=total)
         copy_entries(tensor, flat, plan.places, row)
-        self.last = Sample(plan.rows, row)
-        return Written(numel, slot, -1 if plan.wide is None else slot)
+        self.last = plan.rows, row, None if plan.wide is None else total
+        return Written(plan.size[0], slot, -1 if plan.wide is None else slot)
 
     def _plan(self, tensor: Tensor, sampled: bool) -> _Plan:
         whole = tensor.numel()
         rows = self._rows_of(Samples, SAMPLE, tensor.dtype, tensor.device)
         summed = whole > SAMPLE and not sampled and self.mode == "hybrid"
-        size = None if flattened(tensor) is None else (whole,)
-        places = self.places(tensor)
+        flat, places = flattened(tensor) is not None, self.places(tensor)
         if whole < SAMPLE:  # the first entry fills the row, as `moments` knows
             places = torch.cat([places, places.new_zeros(SAMPLE - whole)])
-        return _Plan(rows, size, places, wide(tensor.dtype) if summed else None)
+        return _Plan(rows, (whole,), flat, places, wide(tensor.dtype) if summed else None)
 
     def activation(self, z: Tensor, sample: Sample | None, f: Activation, units: int) -> Written:
         """All of f(z) from the sample of z and the ends of its range, without a pass over f(z).
@@ -132,11 +132,28 @@ class Ledger:
             self.moments(z, sampled=True)
             sample = self.last
         assert sample is not None
-        slot, ends = self._slots, self._slots + 1
-        self._slots += 2
-        sample.rows.passed(f, sample.row, slot)
+        rows, row, total = sample
+        slot, self._slots = self._slots, self._slots + 1
+        rows.passed(f, row, slot)
+        if self._alive(z, total, f, units):
+            return Written(z.numel(), slot, ALIVE)
+        ends, self._slots = self._slots, self._slots + 1
         self._add(ends, z, f.intervals, f.apply, units, f.both)
         return Written(z.numel(), slot, ends)
+
+    def _alive(self, z: Tensor, total: Tensor | None, f: Activation, units: int) -> bool:
+        """Whether a part of the batch shows that no unit is dead, and f(z) is known to be finite.
+
+        Only where the host need not wait for the answer.
+        """
+        if not z.is_cpu or z.numel() < _LARGE or total is None:
+            return False
+        part = z[: len(z) // 8]
+        if not len(part) or not abs(total.item()) < SURELY or not bounded(f, z.dtype):
+            return False
+        high = extreme(torch.amax, part, units)
+        low = extreme(torch.amin, part, units) if f.both else high
+        return not within(low, high, f.intervals).any()
 
     def saturation(self, z: Tensor, intervals: Intervals) -> int:
         """Share of entries within the intervals."""

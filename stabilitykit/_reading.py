@@ -11,6 +11,8 @@ from torch import Tensor
 from stabilitykit._reductions import finite, moments
 from stabilitykit._samples import SAMPLE
 
+ALIVE = -2  # the slot of a share that is known to be 0
+
 
 class Moments(NamedTuple):
     """Of one tensor; nan when an entry is not finite."""
@@ -65,7 +67,9 @@ class Reading:
 
     def value(self, slot: int) -> float | None:
         """The first number of a slot; None for slot −1, where nothing was written."""
-        return self._numbers[self._found[slot].start] if slot >= 0 else None
+        if slot < 0:
+            return 0.0 if slot == ALIVE else None
+        return self._numbers[self._found[slot].start]
 
     def values(self, slot: int) -> array[float]:
         return self._numbers[self._found[slot]]
