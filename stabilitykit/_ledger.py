@@ -110,6 +110,15 @@ class Ledger:
         self.last = plan.rows, row, None if plan.wide is None else total
         return Written(plan.size[0], slot, -1 if plan.wide is None else slot)
 
+    def sampled(self, tensor: Tensor) -> Written | None:
+        """`moments` from the sample alone, quickly; None where none like it was seen before."""
+        plan = self._plans.get((tensor.shape, tensor.stride(), tensor.dtype, tensor.device, True))
+        if plan is None or not plan.flat:
+            return None
+        slot, (row, _) = self.take(plan.rows)
+        torch.index_select(tensor.as_strided(plan.size, (1,)), 0, plan.places, out=row)
+        return Written(plan.size[0], slot)
+
     def _plan(self, tensor: Tensor, sampled: bool) -> _Plan:
         whole = tensor.numel()
         rows = self._rows_of(Samples, SAMPLE, tensor.dtype, tensor.device)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from stabilitykit._calls import Call, Flatness, Seen, Step, version
 from stabilitykit._ledger import Ledger, Sample
-from stabilitykit._quiet import in_backward, plain, quiet, tensors
+from stabilitykit._quiet import at_rest, in_backward, plain, quiet, tensors
+from stabilitykit._reading import Written
 from stabilitykit._samples import has_values
 from stabilitykit._switches import Hook, follow
 
@@ -34,6 +35,7 @@ class Outputs:
         self.step = Step()
         self.last: Seen | None = None  # the output of the layer before
         self._backward = -1  # autograd's number of the last backward pass
+        self._at_rest = False  # whether nothing need be switched off in it
         for remove in self._removals:
             remove()
         self._removals.clear()
@@ -102,6 +104,7 @@ class Outputs:
         task = torch._C._current_graph_task_id()
         if task != self._backward:
             self._backward = task
+            self._at_rest = at_rest()  # and stays so in this pass
             self.on_gradient(task)
         if step.again:
             for key, boxes in step.again.items():  # the calls computed again are the last ones
@@ -110,10 +113,17 @@ class Outputs:
                     again.append(call)
                 del calls[-len(boxes) :]
             step.again.clear()
-        if box and has_values(gradient):
+        if not box:
+            return
+        written: Written | None = None
+        if self._at_rest and type(gradient) is Tensor and gradient.layout is torch.strided:
+            written = self.ledger.sampled(gradient)
+        if written is None:
+            if not has_values(gradient):
+                return
             with quiet(gradient):
                 written = self.ledger.moments(plain(gradient), sampled=True)
-            for call in reversed(box):
-                call.gradient = written
-                step.gradients += 1
-                call.order = step.gradients
+        for call in reversed(box):
+            call.gradient = written
+            step.gradients += 1
+            call.order = step.gradients

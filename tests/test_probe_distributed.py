@@ -8,6 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, distribute_module, distribute_tensor
+
+import stabilitykit as sk
 
 PROGRAM = """
 import json, sys
@@ -147,3 +153,30 @@ def test_each_process_diagnoses_its_part_and_trains_on(found):
     assert first["loss"] != second["loss"]
     assert first["sums"] == second["sums"]
     assert first["sums"][0] != first["sums"][1]
+
+
+@pytest.fixture
+def mesh(monkeypatch):
+    """Of this process alone."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+def test_outputs_that_are_spread_are_recorded_like_others(mesh):
+    def records(spread):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+        x = torch.randn(8, 6)
+        if spread:
+            model, x = distribute_module(model, mesh), distribute_tensor(x, mesh, [Replicate()])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with sk.Probe(model, optimizer) as probe:
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(x).sum().backward()
+                optimizer.step()
+        return [(r.step, r.layer, r.shape, r.rms, r.grad_rms) for r in probe.records]
+
+    assert records(spread=True) == records(spread=False)

@@ -447,6 +447,29 @@ def test_modes_around_a_step_do_not_see_the_probe_at_work(kind, optimizing):
     assert step(True) == step(False)
 
 
+@pytest.mark.parametrize("kind", [Telling, Placed])
+def test_a_mode_around_one_of_several_backward_passes_does_not_see_it_either(kind):
+    def step(watched):
+        model, x = net(), torch.ones(8, 6)
+        probe = sk.Probe(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        with probe if watched else contextlib.nullcontext():
+            losses = [model(x).sum() for _ in range(4)]
+            losses[0].backward()
+            with kind() as mode:
+                losses[1].backward()
+            losses[2].backward()
+            with torch.enable_grad(), kind() as other:
+                torch.autograd.grad(losses[3], list(model.parameters()), create_graph=True)
+        grown = [r.grad_rms for r in probe.records] if watched else []
+        return mode.seen, other.seen, grown
+
+    *watched, gradients = step(True)
+    assert watched == list(step(False)[:2])
+    calls = [gradients[call * len(LAYERS) :][: len(LAYERS)] for call in range(4)]
+    assert calls[0] == calls[1] == calls[2] == calls[3]
+    assert None not in calls[0]
+
+
 def through(module, x):
     """A function that modes see, and that calls a module."""
     if torch.overrides.has_torch_function_unary(x):
@@ -576,3 +599,48 @@ def test_a_step_that_nobody_has_asked_for_takes_little_memory():
         finally:
             tracemalloc.stop()
     assert waiting < 2 * made < 2 * 500 * count
+
+
+class Sparse(torch.autograd.Function):
+    """Passes on what it gets, and a sparse gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.to_sparse()
+
+
+class Thinned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        return self.last(Sparse.apply(self.first(x)))
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (1, 1)])
+def test_a_sparse_gradient_of_an_output_is_left_out(shape):
+    model, x = Thinned(), torch.randn(shape, requires_grad=True)
+    with sk.Probe(model, torch.optim.SGD([x], lr=0.1)) as probe:
+        for _ in range(2):
+            model(x.clone()).sum().backward()
+    assert [r.grad_rms for r in probe.records] == [None, 1.0] * 2
+
+
+def test_what_sums_left_in_one_step_does_not_count_for_gradients_in_the_next():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sk.Probe(model, optimizer) as probe:
+        fine, bad = torch.ones(64, 64), torch.full((64, 64), math.inf)
+        for calls, x in ((1, fine), (4, bad), (1, fine)):
+            for _ in range(calls):
+                output = model(x)
+            if calls == 1:
+                output.sum().backward()
+            optimizer.step()
+    assert all(r.nonfinite for r in probe.records if r.step == 1)
+    assert [r.grad_nonfinite for r in probe.records if r.step == 2] == [0, 0]
