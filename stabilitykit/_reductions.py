@@ -135,12 +135,14 @@ def reduce_ends(
         high: the largest z of each unit.
         low: the smallest one, where it matters.
     """
-    columns = [within(high if low is None else low, high, intervals).to(high.dtype)]
+    dtype = wide(high.dtype)
+    top, bottom = high.to(dtype), None if low is None else low.to(dtype)
+    columns = [within(top if bottom is None else bottom, top, intervals).to(dtype)]
     if function is not None:
         # f(z) is finite where z is, but for the ends of its range.
-        ends = function(high.clone()) * 0
-        columns.append(ends if low is None else ends + function(low.clone()) * 0)
-    sums = high.new_zeros((len(counts), len(columns)))
+        ends = function(high.clone()) * 0  # in the dtype in which it may overflow
+        columns.append((ends if low is None else ends + function(low.clone()) * 0).to(dtype))
+    sums = top.new_zeros((len(counts), len(columns)))
     return sums.index_add_(0, owners, torch.stack(columns, dim=1)) / counts[:, None]
 
 

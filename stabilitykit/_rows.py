@@ -142,9 +142,7 @@ class Ends:
         if not slots:
             return []
         self.reset()
-        columns = [
-            torch.cat(column).to(wide(column[0].dtype)) for column in zip(*ends, strict=True)
-        ]
+        columns = [torch.cat(column) for column in zip(*ends, strict=True)]
         lengths = tuple(len(high) for high, *_ in ends)
         if lengths not in self._owners:
             device = columns[0].device

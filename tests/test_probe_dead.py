@@ -109,6 +109,15 @@ def test_overflow_at_the_end_of_the_range_is_not_overlooked(activation, values):
     assert (probe.records[0].nonfinite, bool(probe.records[1].nonfinite)) == (0, overflows)
 
 
+def test_overflow_of_half_precision_is_not_overlooked():
+    z = batch("features").half()
+    z[-1, -1] = 65_000  # which selu multiplies by 1.05
+    model = nn.Sequential(nn.Flatten(), nn.SELU())
+    with sk.Probe(model) as probe:
+        model(z)
+    assert [r.nonfinite > 0 for r in probe.records] == [False, True]
+
+
 class Doubled(nn.Module):
     """Whose activation gets what no layer has put out."""
 
