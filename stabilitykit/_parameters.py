@@ -251,9 +251,8 @@ class ParameterMeter:
             if not math.isfinite(start):  # worth a second look, at the sample that is still there
                 (share,) = fetch(seen.before.isfinite().logical_not().float().mean()[None])
                 wrong = round(share * seen.weight.numel())
-            scale = seen.weight.numel() / max(
-                1, seen.before.numel()
-            )  # a sample stands for all of its shard
+            # A sample stands for all of its shard.
+            scale = seen.weight.numel() / max(1, seen.before.numel())
             weight = math.nan if wrong else scale * start**2
             moved = scale * moved**2 if seen.updated else 0.0
             rows.append([weight, wrong, square, bad, moved, scale * start**2])
