@@ -29,7 +29,8 @@ class Written(NamedTuple):
     Attributes:
         numel: how many entries it has.
         slot: of its moments.
-        total: slot whose last number is a sum that tells whether the whole is finite.
+        total: slot whose last number is a sum that tells whether the whole is finite; or `ALIVE`,
+            of an activation of which it is known that all is finite and no unit dead.
     """
 
     numel: int
