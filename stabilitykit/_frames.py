@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stabilitykit._calls import NOT_FLAT, Flatness
+from stabilitykit._calls import NOT_FLAT, Flatness, kind
 from stabilitykit._flatness import MODULES
 from stabilitykit._switches import Hook
 
@@ -45,6 +45,7 @@ class Frame:
         options: its attributes which that gets.
         within: the frames of what a sequence calls, and of what that calls.
         hooks: how many of probes are on the module.
+        key: name and kind.
         flatness: of the call that is under way.
     """
 
@@ -57,6 +58,7 @@ class Frame:
     options: tuple[str, ...] = ()
     within: list[Frame] = field(default_factory=list)
     hooks: int = 0
+    key: tuple[str, str] = ("", "")
     flatness: Flatness = NOT_FLAT
 
     def undisturbed(self) -> bool:
@@ -67,6 +69,11 @@ class Frame:
                 return False
         return True
 
+    @property
+    def pure(self) -> bool:
+        """Whether it is an activation whose function is known, and which leaves z as it is."""
+        return self.function is not None and not getattr(self.module, "inplace", False)
+
     def describe(self, name: str, known: dict[nn.Module, Frame]) -> None:
         """Set all but the flatness, before this probe's hooks are there.
 
@@ -74,20 +81,21 @@ class Frame:
             name: its own.
             known: the frames of what is in it.
         """
-        module, kind, self.name = self.module, type(self.module), name
+        module, made, self.name = self.module, type(self.module), name
+        self.key = name, kind(module)
         children = [child for n, child in module.named_children() if n != "parametrizations"]
         self.leaf = not children or isinstance(module, nn.MultiheadAttention)
         self.light, self.within = False, []
-        self.function, self.options = _FUNCTIONS.get(kind, (None, ()))
+        self.function, self.options = _FUNCTIONS.get(made, (None, ()))
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         self.hooks = sum(isinstance(hook, Hook) for hook in hooks)  # other probes'
         self.bare = "forward" not in vars(module)
         if self.leaf:
-            self.bare &= kind.__module__.startswith("torch.nn.modules.")
+            self.bare &= made.__module__.startswith("torch.nn.modules.")
             self.bare &= self.function is not None or not isinstance(module, MODULES)
             return
         inside = [known[child] for child in children if child in known]
-        self.bare &= kind.forward is nn.Sequential.forward and len(inside) == len(children)
+        self.bare &= made.forward is nn.Sequential.forward and len(inside) == len(children)
         self.bare &= all(frame.bare for frame in inside)
         if self.bare:
             self.within = [each for frame in inside for each in (frame, *frame.within)]

@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C import _set_grad_enabled as set_grad
 from torch.compiler import is_compiling
 
 from stabilitykit._calls import NOT_FLAT, Flatness, Step, kind
-from stabilitykit._flatness import ACTIVATIONS, CHANNELS_FIRST, MODULES
+from stabilitykit._flatness import ACTIVATIONS, CHANNELS_FIRST, MODULES, described
 from stabilitykit._frames import Frame, frames
 from stabilitykit._functional import flatness_of
 from stabilitykit._ledger import Ledger
 from stabilitykit._outputs import Outputs
-from stabilitykit._quiet import Quiet, in_backward, plain, tensors
+from stabilitykit._quiet import Quiet, in_backward, plain, tensors, unmoved
 from stabilitykit._switches import EAGER, Hook, Watch, calling, leave, pause, running
 
 
@@ -53,6 +54,7 @@ class Hooks:
         self._children: list[tuple[nn.Module, list[nn.Module | None]]] = []
         self._eager = False
         self._paused: Frame | None = None  # in which the watch is off
+        self._alone = False  # whether no other mode is at work there, and gradients are to come
 
     @property
     def attached(self) -> bool:
@@ -104,6 +106,8 @@ class Hooks:
         self._enter(self._root, self.model, args, kwargs)
 
     def _enter(self, frame: Frame, _: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._alone and frame.pure:  # `_leave` sees all
+            return
         stack = self._stack
         if is_compiling() or not self._here():
             return
@@ -162,7 +166,11 @@ class Hooks:
         self._watch.__enter__()
         return True
 
-    def _leave(self, frame: Frame, module: nn.Module, _: Any, output: Any) -> None:
+    def _leave(self, frame: Frame, module: nn.Module, args: Any, output: Any) -> None:
+        if self._alone and frame.pure:
+            if output is not None and self._thread.get("of") == get_ident():
+                self._activation(frame, module, args, output)
+            return
         if is_compiling():
             return
         stack = self._stack
@@ -181,6 +189,15 @@ class Hooks:
 
     def _end(self, frame: Frame, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Of a layer at whose beginning nothing had to be done."""
+        if self._alone and self._thread.get("of") == get_ident():
+            set_grad(False)
+            try:
+                quickly = self.outputs.layer(frame.key, output)
+            finally:
+                set_grad(True)
+            if quickly:
+                self.channels_first = CHANNELS_FIRST.get(type(module), self.channels_first)
+                return
         if is_compiling() or not self._here():
             return
         whole = not self._stack
@@ -191,6 +208,20 @@ class Hooks:
         finally:
             if whole:
                 self._unwatch()
+
+    def _activation(self, frame: Frame, module: nn.Module, args: Any, output: Any) -> None:
+        """Of an activation in a sequence that nothing disturbs."""
+        options = {name: getattr(module, name) for name in frame.options}
+        f = described(frame.function, args, options)
+        if f is not None and f.apply is not None:
+            set_grad(False)
+            try:
+                if self.outputs.activation(frame.key, args[0], output, f, self.channels_first):
+                    return
+            finally:
+                set_grad(True)
+        frame.flatness = self._flatness(frame.function, args, options) or NOT_FLAT
+        self._layer(frame, module, output)
 
     def _layer(self, frame: Frame, module: nn.Module, output: Any) -> None:
         flatness = frame.flatness
@@ -204,9 +235,11 @@ class Hooks:
         """Where nothing is called that must be seen, for each look costs 10 µs."""
         if self._watch is not None and frame.undisturbed() and pause(self._watch):
             self._paused = frame
+            alone = torch.is_grad_enabled() and unmoved() and not in_backward()
+            self._alone = alone and not frame.leaf
 
     def _resume(self) -> None:
-        self._paused = None
+        self._paused, self._alone = None, False
         torch.overrides._push_mode(self._watch)
 
     def activation(self, function: Any, args: Any, kwargs: Any) -> Any:
@@ -243,6 +276,6 @@ class Hooks:
         self._stack.clear()
         self._thread.clear()
         watch, self._watch, self.outermost = self._watch, None, None
-        self._paused = None
+        self._paused, self._alone = None, False
         if watch is not None:
             leave(watch)

@@ -99,25 +99,36 @@ class Ledger:
                 rows = reduce_moments(double(tensor.reshape(1, -1)))
                 return Written(tensor.numel(), self.write(rows)[0])
             plan = self._plans[key] = self._plan(tensor, sampled)
-        flat = tensor.as_strided(plan.size, (1,)) if plan.flat else None
+        if plan.flat:
+            return self._write(tensor, plan)
         slot, (row, total) = self.take(plan.rows)
         if plan.wide is not None:
-            # The sum is the cheapest pass that meets every nan and infinity; isfinite and aminmax
-            # take 3 to 20 times as long on a CPU. It also brings the tensor into the cache.
-            whole = tensor if flat is None else flat
-            torch.sum(whole, tuple(range(whole.dim())), dtype=plan.wide, out=total)
-        copy_entries(tensor, flat, plan.places, row)
+            torch.sum(tensor, tuple(range(tensor.dim())), dtype=plan.wide, out=total)
+        copy_entries(tensor, None, plan.places, row)
         self.last = plan.rows, row, None if plan.wide is None else total
         return Written(plan.size[0], slot, -1 if plan.wide is None else slot)
 
-    def sampled(self, tensor: Tensor) -> Written | None:
-        """`moments` from the sample alone, quickly; None where none like it was seen before."""
-        plan = self._plans.get((tensor.shape, tensor.stride(), tensor.dtype, tensor.device, True))
-        if plan is None or not plan.flat:
-            return None
-        slot, (row, _) = self.take(plan.rows)
-        torch.index_select(tensor.as_strided(plan.size, (1,)), 0, plan.places, out=row)
-        return Written(plan.size[0], slot)
+    def known(self, tensor: Tensor, sampled: bool = False) -> Written | None:
+        """`moments`, quickly; None where no tensor like it was seen before."""
+        key = (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, sampled)
+        plan = self._plans.get(key)
+        return self._write(tensor, plan) if plan is not None and plan.flat else None
+
+    def _write(self, tensor: Tensor, plan: _Plan) -> Written:
+        """`moments` of a tensor that has a flat view."""
+        rows, size, _, places, wide = plan
+        slot, (row, total) = self.take(rows)
+        flat = tensor.as_strided(size, (1,))
+        if wide is None:
+            torch.index_select(flat, 0, places, out=row)
+            self.last = rows, row, None
+            return Written(size[0], slot)
+        # The sum is the cheapest pass that meets every nan and infinity; isfinite and aminmax take
+        # 3 to 20 times as long on a CPU. It also brings the tensor into the cache.
+        torch.sum(flat, (0,), dtype=wide, out=total)
+        torch.index_select(flat, 0, places, out=row)
+        self.last = rows, row, total
+        return Written(size[0], slot, slot)
 
     def _plan(self, tensor: Tensor, sampled: bool) -> _Plan:
         whole = tensor.numel()

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stabilitykit._calls import Call, Flatness, Seen, Step, version
+from stabilitykit._calls import NOT_FLAT, Call, Flatness, Seen, Step, version
+from stabilitykit._flatness import Activation, units_dimension
 from stabilitykit._ledger import Ledger, Sample
 from stabilitykit._quiet import at_rest, in_backward, plain, quiet, tensors
 from stabilitykit._reading import Written
@@ -61,18 +62,70 @@ class Outputs:
                     step.again[key].append(box)
                     self._follow(tensor, box)
                 return
-            number = step.counts.get(key, 0)
-            step.counts[key] = number + 1
             inner = plain(tensor)
             seen = self._seen(tensor, inner, flatness)
-            call = Call(layer, kind, number, tuple(inner.shape), seen.written, flatness)
-            step.calls.append(call)
+            call = self._call(key, inner, seen.written, flatness)
             if not grows:
                 step.without_graph[key].append(call)
                 return
             seen.box.append(call)
             if len(seen.box) == 1:
                 self._follow(tensor, seen.box)
+
+    def layer(self, key: tuple[str, str], output: Any) -> bool:
+        """`record`, quickly, where nothing need be switched off; False where it does not suffice.
+
+        Args:
+            key: name and kind of a layer that is no activation.
+            output: its own.
+        """
+        if not self._new(output) or (written := self.ledger.known(output)) is None:
+            return False
+        self._note(key, output, written, self.ledger.last, NOT_FLAT)
+        return True
+
+    def activation(
+        self, key: tuple[str, str], z: Any, output: Any, f: Activation, channels_first: bool | None
+    ) -> bool:
+        """The same of an activation, where z is what the layer before it has put out."""
+        last, ledger = self.last, self.ledger
+        if last is None or not last.still(z) or last.drained != ledger.drained:
+            return False
+        if last.sample is None or last.sample[2] is None or z.dim() < 2 or not self._new(output):
+            return False
+        units = units_dimension(z.shape, channels_first)
+        written = ledger.activation(z, last.sample, f, units)
+        self._note(key, output, written, None, Flatness(whole=written))
+        return True
+
+    def _new(self, output: Any) -> bool:
+        """Whether it is a plain tensor with a gradient to come, and not what a layer got."""
+        if type(output) is not Tensor or not output.requires_grad:
+            return False
+        return self.last is None or self.last.tensor() is not output
+
+    def _note(
+        self,
+        key: tuple[str, str],
+        output: Tensor,
+        written: Written,
+        sample: Sample | None,
+        flatness: Flatness,
+    ) -> None:
+        box = [self._call(key, output, written, flatness)]
+        made, drained = weakref.ref(output), self.ledger.drained
+        self.last = Seen(made, output._version, written, sample, drained, box)
+        self._follow(output, box)
+
+    def _call(
+        self, key: tuple[str, str], output: Tensor, written: Written, flatness: Flatness
+    ) -> Call:
+        step = self.step
+        number = step.counts.get(key, 0)
+        step.counts[key] = number + 1
+        call = Call(*key, number, tuple(output.shape), written, flatness)
+        step.calls.append(call)
+        return call
 
     def _follow(self, tensor: Tensor, box: list[Call]) -> None:
         """Wait for the gradient, on the tensor: modules' own hooks raise with in-place ones."""
@@ -117,7 +170,7 @@ class Outputs:
             return
         written: Written | None = None
         if self._at_rest and type(gradient) is Tensor and gradient.layout is torch.strided:
-            written = self.ledger.sampled(gradient)
+            written = self.ledger.known(gradient, sampled=True)
         if written is None:
             if not has_values(gradient):
                 return

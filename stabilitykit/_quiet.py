@@ -40,17 +40,17 @@ def plain(tensor: Tensor) -> Tensor:
 
 def quiet(tensor: Any) -> AbstractContextManager[None]:
     """`Quiet`, or as much of it as is needed for a look at this tensor."""
-    if type(tensor) not in PLAIN or not _unmoved():
+    if type(tensor) not in PLAIN or not unmoved():
         return Quiet()
     return _WithoutGrad() if torch.is_grad_enabled() else _NOTHING
 
 
 def at_rest() -> bool:
     """Whether plain tensors can be looked at with nothing switched off."""
-    return _unmoved() and not torch.is_grad_enabled()
+    return unmoved() and not torch.is_grad_enabled()
 
 
-def _unmoved() -> bool:
+def unmoved() -> bool:
     """Whether no mode and no transform is at work."""
     return not (
         _len_torch_function_stack()
