@@ -58,32 +58,34 @@ class Reading:
     """What was fetched, by slots."""
 
     def __init__(self, fetched: Fetched) -> None:
-        self._exact, slots, widths, self._numbers = fetched
-        self._found: dict[int, slice] = {}
+        self._exact, slots, widths, numbers = fetched
+        self._numbers = numbers.tolist()
+        self._found: dict[int, tuple[int, int]] = {}  # where those of a slot begin and end
         stop = 0
         for part, width in zip(slots, widths, strict=True):
             start, stop = stop, stop + width * len(part)
             ends = range(start, stop, width), range(start + width, stop + 1, width)
-            self._found.update(zip(part, map(slice, *ends), strict=True))
+            self._found.update(zip(part, zip(*ends, strict=True), strict=True))
 
     def value(self, slot: int) -> float | None:
         """The first number of a slot; None for slot −1, where nothing was written."""
         if slot < 0:
             return 0.0 if slot == ALIVE else None
-        return self._numbers[self._found[slot].start]
+        return self._numbers[self._found[slot][0]]
 
-    def values(self, slot: int) -> array[float]:
-        return self._numbers[self._found[slot]]
+    def values(self, slot: int) -> list[float]:
+        start, stop = self._found[slot]
+        return self._numbers[start:stop]
 
     def moments(self, written: Written) -> Moments:
-        if written.slot < 0:  # an empty tensor
+        whole, slot, total = written
+        if slot < 0:  # an empty tensor
             return Moments(math.nan, math.nan, math.nan, 0)
-        whole = written.numel
         entries, width = (whole, whole) if self._exact else (min(whole, SAMPLE), SAMPLE)
-        mean, std, rms, bad = moments(self.values(written.slot), entries, width)
-        count = round(bad * whole / entries)
-        if not count and written.total >= 0:
-            count = 0 if finite(self.values(written.total)[-1], rms) else 1
+        mean, std, rms, bad = moments(self.values(slot), entries, width)
+        count = round(bad * whole / entries) if bad else 0
+        if not count and total >= 0:
+            count = 0 if finite(self._numbers[self._found[total][1] - 1], rms) else 1
         if count:
             return Moments(math.nan, math.nan, math.nan, count)
         return Moments(mean, std, rms, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 
 from stabilitykit._calls import Call, Step
 from stabilitykit._reading import Fetched, Reading
@@ -31,10 +32,9 @@ class Recorded:
     hybrid: bool
     parameters: list[ParameterRecord]
 
-    def records(self) -> list[Record]:
-        """In the order of the forward pass."""
+    def records(self, reading: Reading) -> list[Record]:
+        """In the order of the forward pass, from a reading of what was fetched."""
         doubtful = self.hybrid and any(p.grad_nonfinite for p in self.parameters)
-        reading = Reading(self.fetched)
         return [self._record(call, reading, doubtful) for call in self.step.calls]
 
     def _record(self, call: Call, reading: Reading, doubtful: bool) -> Record:
@@ -44,10 +44,10 @@ class Recorded:
         # A parameter's gradient is not finite, and this sample does not tell whether it is why.
         if doubtful and bad == 0 and call.gradient and call.gradient.numel > SAMPLE:
             bad = None
-        saturated, dead = reading.value(call.flatness.saturated), reading.value(call.flatness.dead)
-        if call.flatness.whole is not None:
-            saturated = reading.values(call.flatness.whole.slot)[-1]
-            dead = reading.value(call.flatness.whole.total)
+        saturated, dead, whole, _ = call.flatness
+        share, still = reading.value(saturated), reading.value(dead)
+        if whole is not None:
+            share, still = reading.values(whole.slot)[-1], reading.value(whole.total)
         return Record(
             self.number,
             call.layer,
@@ -57,20 +57,21 @@ class Recorded:
             output.mean,
             output.std,
             output.rms,
-            saturated,
-            dead,
+            share,
+            still,
             output.nonfinite,
             gradient.rms / self.scale if gradient else None,
             bad,
         )
 
-    def nonfinite(self, records: list[Record]) -> Iterator[NonFinite]:
+    def nonfinite(self, records: list[Record], reading: Reading) -> Iterator[NonFinite]:
         """Where nan or infinity was seen, in the order of `NonFinite`.
 
         Args:
             records: those of the step.
+            reading: of what was fetched.
         """
-        number, step, reading = self.number, self.step, Reading(self.fetched)
+        number, step = self.number, self.step
         for name, call, written in step.inputs:
             if reading.moments(written).nonfinite:
                 yield NonFinite(number, name, call, "input")
@@ -81,9 +82,9 @@ class Recorded:
             if record.nonfinite:
                 yield NonFinite(number, record.layer, record.call, "forward")
         pairs = zip(step.calls, records, strict=True)
-        for _, record in sorted(pairs, key=lambda pair: pair[0].order):
-            if record.grad_nonfinite:
-                yield NonFinite(number, record.layer, record.call, "backward")
+        wrong = [(call.order, record) for call, record in pairs if record.grad_nonfinite]
+        for _, record in sorted(wrong, key=itemgetter(0)):
+            yield NonFinite(number, record.layer, record.call, "backward")
         for parameter in self.parameters:
             if parameter.grad_nonfinite:
                 yield NonFinite(number, parameter.parameter, 0, "gradient")

@@ -195,16 +195,17 @@ class Recorder:
         self._unused = True
         self._begin()
         if self.callback is not None:
-            values = scalars(ended.records(), parameters)
+            values = scalars(ended.records(reading), parameters)
             self.callback({tag: value for tag, _, value in values}, number)
 
     def _make(self) -> None:
         """Make the records of the steps that have ended, also while another thread trains."""
         while self._ended:
             ended = self._ended.popleft()
-            records = ended.records()
+            reading = Reading(ended.fetched)
+            records = ended.records(reading)
             if self.first_nonfinite is None:
-                self.first_nonfinite = next(ended.nonfinite(records), None)
+                self.first_nonfinite = next(ended.nonfinite(records, reading), None)
             self.records += records
             self.parameters += ended.parameters
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Direction = Literal["input", "parameter", "forward", "backward", "gradient"]
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One call of one layer in one recorded step.
 
     Where an entry is not finite, the moments of its tensor are nan.
@@ -51,8 +50,7 @@ class Record:
     grad_nonfinite: int | None
 
 
-@dataclass(frozen=True)
-class ParameterRecord:
+class ParameterRecord(NamedTuple):
     """One parameter in one recorded step.
 
     Attributes:

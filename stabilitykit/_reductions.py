@@ -83,11 +83,12 @@ def moments(reduced: Sequence[float], entries: int, width: int) -> tuple[float, 
         entries: how many there are; the rest of the row repeats the first one.
         width: of the row.
     """
-    first, mean, rms, bad = reduced[:4]
+    first, mean, rms, bad, *_ = reduced
     if bad:
         repeated = 0 if math.isfinite(first) else width - entries
         return math.nan, math.nan, math.nan, round(bad - repeated)
-    mean, rms = mean * width / entries, rms * math.sqrt(width / entries)
+    if entries < width:
+        mean, rms = mean * width / entries, rms * math.sqrt(width / entries)
     std = math.sqrt(max(0.0, rms - abs(mean))) * math.sqrt(rms + abs(mean))
     return first + mean, std, math.hypot(first + mean, std), 0
 

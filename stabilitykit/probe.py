@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import os
 import sys
@@ -166,7 +165,7 @@ class Probe:
             >>> [(row["kind"], row["shape"]) for row in probe.dicts()]
             [('linear', (3, 2))]
         """
-        return [dataclasses.asdict(record) for record in self.records]
+        return [record._asdict() for record in self.records]
 
     def frame(self) -> pandas.DataFrame:
         """The layers' records as a pandas frame, a row a record, a column a field of `Record`.
@@ -178,9 +177,7 @@ class Probe:
             import pandas
         except ImportError as missing:
             raise ImportError("Probe.frame needs pandas: pip install pandas") from missing
-        return pandas.DataFrame(
-            self.dicts(), columns=[field.name for field in dataclasses.fields(Record)]
-        )
+        return pandas.DataFrame(self.records, columns=list(Record._fields))
 
     def table(self, step: int = -1) -> Table:
         """One recorded step as a table of rich, for `rich.print`: a row a layer call.

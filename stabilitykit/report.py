@@ -117,7 +117,7 @@ def to_json(diagnosis: Diagnosis) -> str:
     expected = _expected(diagnosis)
     layers = []
     for record in diagnosis.records:
-        entry = dataclasses.asdict(record)
+        entry = record._asdict()
         prediction = expected.get((record.layer, record.kind, record.call))
         entry["predicted"] = None if prediction is None else dataclasses.asdict(prediction)
         layers.append(entry)
@@ -126,7 +126,7 @@ def to_json(diagnosis: Diagnosis) -> str:
         "loss": diagnosis.loss,
         "findings": [dataclasses.asdict(one) for one in diagnosis.findings],
         "layers": layers,
-        "parameters": [dataclasses.asdict(one) for one in diagnosis.parameters],
+        "parameters": [one._asdict() for one in diagnosis.parameters],
         "signals": [signal._asdict() for signal in diagnosis.signals],
         "not_modelled": list(diagnosis.prediction.not_modelled if diagnosis.prediction else ()),
     }
