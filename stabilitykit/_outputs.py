@@ -102,6 +102,8 @@ class Outputs:
         """Whether it is a plain tensor with a gradient to come, and not what a layer got."""
         if type(output) is not Tensor or not output.requires_grad:
             return False
+        if output.is_nested or output.layout is not torch.strided:  # of which there are no strides
+            return False
         return self.last is None or self.last.tensor() is not output
 
     def _note(

@@ -1,6 +1,7 @@
 """Sequences of torch's own layers, at which the probe looks with the least effort."""
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 import stabilitykit as sk
 from stabilitykit._frames import _FUNCTIONS, frames
+from stabilitykit._outputs import Outputs
 
 OPTIONS = {
     nn.LeakyReLU: [{}, {"negative_slope": 0.3}],
@@ -43,6 +45,81 @@ def test_the_records_are_those_of_functions_that_are_looked_at_one_by_one(kind, 
     assert [r.kind for r in lightly] == kinds
     assert lightly[2].saturated is not None
     assert (lightly[2].dead is None) == (mode == "sampled")
+
+
+def convolutions(**options):
+    first, second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+    with torch.no_grad():
+        second.bias[3] = -100  # a dead unit
+    normed = nn.Sequential(first, nn.BatchNorm2d(8), nn.ReLU(**options))
+    return nn.Sequential(normed, second, nn.ReLU(**options), nn.Flatten(), nn.Linear(1152, 4))
+
+
+LATER = {
+    "convolutions": convolutions,
+    "in place": lambda: convolutions(inplace=True),
+    "shared": lambda: nn.Sequential(*[nn.Conv2d(3, 3, 3), nn.ReLU()] * 3, nn.Flatten()),
+    "first": lambda: nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 3), nn.GELU()),
+    "handed on": lambda: nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.Identity(), nn.SiLU(), nn.Dropout(0.0), nn.Tanh())
+    ),
+    "small": lambda: nn.Sequential(
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3), nn.ELU()
+    ),
+    "prelu": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()),
+    "one dimension": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(0), nn.Sigmoid()),
+}
+
+
+@pytest.mark.parametrize("mode", ["sampled", "hybrid", "exact"])
+@pytest.mark.parametrize("name", LATER)
+def test_in_later_steps_too_at_which_more_is_known(name, mode):
+    found = []
+    for disturbed in (False, True):
+        torch.manual_seed(0)
+        model, x = LATER[name](), torch.randn(16, 3, 16, 16)
+        x[3] *= 100
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        for module in model.modules() if disturbed else ():
+            module.register_forward_hook(lambda module, args, output: None)
+        with sk.Probe(model, optimizer, mode=mode) as probe:
+            for step in range(4):
+                optimizer.zero_grad()
+                for part in x.split([4, 12]) if step == 2 else [x]:  # other shapes
+                    model(part).square().mean().backward()
+                with torch.no_grad():
+                    model(x)
+                    x.mul_(math.nan if step == 2 else 1)
+                optimizer.step()
+        found.append([repr(record) for record in probe.records])
+        if name == "convolutions" and mode != "sampled":
+            assert any(r.dead for r in probe.records)
+    assert found[0] == found[1]
+
+
+def test_most_layers_are_looked_at_quickly(monkeypatch):
+    quickly = []
+    note = Outputs._note
+    monkeypatch.setattr(Outputs, "_note", lambda *a: (quickly.append(a[1]), note(*a)))
+    model, x = convolutions(), torch.randn(16, 3, 16, 16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with sk.Probe(model, optimizer):
+        for _ in range(2):
+            quickly.clear()
+            model(x).square().mean().backward()
+            optimizer.step()
+    seen = list(quickly)
+    assert seen == [(r.layer, r.kind) for r in shown(model, x)]
+
+
+def test_a_sequence_of_nested_tensors_is_left_alone():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+    ragged = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(5, 8)])
+    with sk.Probe(model) as probe:
+        for _ in range(2):
+            torch.nested.to_padded_tensor(model(ragged), 0.0).sum().backward()
+            model(torch.randn(3, 8)).sum().backward()
+    assert [r.shape for r in probe.records] == 2 * 4 * [(3, 8)]
 
 
 @pytest.mark.parametrize(("kind", "options"), ACTIVATIONS, ids=str)
