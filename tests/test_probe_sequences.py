@@ -2,11 +2,15 @@
 
 import contextlib
 import math
+from threading import Thread
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import stabilitykit as sk
 from stabilitykit._frames import _FUNCTIONS, frames
@@ -55,9 +59,38 @@ def convolutions(**options):
     return nn.Sequential(normed, second, nn.ReLU(**options), nn.Flatten(), nn.Linear(1152, 4))
 
 
+class Elsewhere(nn.Module):
+    """A sequence gets another tensor than the layer before it has put out."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.after = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 3), nn.ReLU())
+
+    def forward(self, x):
+        return self.conv(x).square().mean() + self.after(0.1 * x).square().mean()
+
+
+def features():
+    first = nn.Linear(16, 16)
+    with torch.no_grad():
+        first.bias[3] = -1e4  # a dead unit in the last dimension
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(16, 4))
+
+
+def frozen():
+    model = convolutions()
+    model[0].requires_grad_(False)
+    return model
+
+
 LATER = {
+    "elsewhere": Elsewhere,
+    "frozen": frozen,
     "convolutions": convolutions,
     "in place": lambda: convolutions(inplace=True),
+    "changed": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(inplace=True), nn.Flatten()),
+    "features": features,
     "shared": lambda: nn.Sequential(*[nn.Conv2d(3, 3, 3), nn.ReLU()] * 3, nn.Flatten()),
     "first": lambda: nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 3), nn.GELU()),
     "handed on": lambda: nn.Sequential(
@@ -67,7 +100,7 @@ LATER = {
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3), nn.ELU()
     ),
     "prelu": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()),
-    "one dimension": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(0), nn.Sigmoid()),
+    "one dimension": lambda: nn.Sequential(nn.Conv2d(3, 48, 3), nn.Flatten(0), nn.Sigmoid()),
 }
 
 
@@ -110,6 +143,79 @@ def test_most_layers_are_looked_at_quickly(monkeypatch):
             optimizer.step()
     seen = list(quickly)
     assert seen == [(r.layer, r.kind) for r in shown(model, x)]
+
+
+class Functions(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", [Functions, Operations])
+def test_modes_around_later_steps_do_not_see_the_probe_at_work(kind):
+    def seen(watched):
+        model, x, mode = convolutions(), torch.randn(16, 3, 16, 16), kind()
+        with sk.Probe(model) if watched else contextlib.nullcontext():
+            for step in range(3):
+                with mode if step == 2 else contextlib.nullcontext():
+                    loss = model(x).square().mean()
+                loss.backward()
+        return mode.seen
+
+    assert seen(True) == seen(False) != []
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_sequence_counts_once_in_later_steps_too(reentrant):
+    x = torch.randn(16, 3, 16, 16, requires_grad=True)
+    found = []
+    for run in (lambda model: model(x), lambda m: checkpoint(m, x, use_reentrant=reentrant)):
+        torch.manual_seed(0)
+        model = convolutions()
+        model[0][1].momentum = 0.0  # else the second pass counts twice
+        with sk.Probe(model) as probe:
+            for _ in range(3):
+                run(model).square().mean().backward()
+        found.append([repr(record) for record in probe.records])
+    assert len(found[0]) == 3 * 7
+    assert found[0] == found[1]
+
+
+def test_another_thread_in_the_middle_of_a_sequence_is_not_recorded(monkeypatch):
+    model, x = convolutions(), torch.randn(16, 3, 16, 16)
+
+    def other():
+        for layer in (model[0][0], model[0][2]):
+            layer(x)
+
+    def batch_norm(*args, **options):
+        thread = Thread(target=other)
+        thread.start()
+        thread.join()
+        return norm(*args, **options)
+
+    norm = F.batch_norm
+    monkeypatch.setattr(F, "batch_norm", batch_norm)
+    with sk.Probe(model) as probe:
+        for _ in range(3):
+            model(x).square().mean().backward()
+    assert [(r.layer, r.call) for r in probe.records] == 3 * [
+        (name, 0) for name in ("0.0", "0.1", "0.2", "1", "2", "3", "4")
+    ]
 
 
 def test_a_sequence_of_nested_tensors_is_left_alone():
