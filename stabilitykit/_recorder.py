@@ -43,6 +43,7 @@ class Recorder:
         self.first_nonfinite: NonFinite | None = None
         self.step = 0
         self._ended: deque[Recorded] = deque()  # whose records are not made yet
+        self._latest: tuple[Recorded, Reading] | None = None  # both of the last of these
         self._running = False
         self._handles: list[Any] = []
         self._scale: int | None = None
@@ -189,6 +190,7 @@ class Recorder:
         hybrid = self.ledger.mode == "hybrid"
         ended = Recorded(number, step, fetched, scale or 1.0, hybrid, parameters)
         self._ended.append(ended)
+        self._latest = ended, reading
         self.hooks.fresh()
         self._clear()
         self.step += 1
@@ -201,8 +203,8 @@ class Recorder:
     def _make(self) -> None:
         """Make the records of the steps that have ended, also while another thread trains."""
         while self._ended:
-            ended = self._ended.popleft()
-            reading = Reading(ended.fetched)
+            ended, latest = self._ended.popleft(), self._latest
+            reading = latest[1] if latest and latest[0] is ended else Reading(ended.fetched)
             records = ended.records(reading)
             if self.first_nonfinite is None:
                 self.first_nonfinite = next(ended.nonfinite(records, reading), None)
