@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from stabilitykit._calls import NOT_FLAT, Flatness, kind
-from stabilitykit._flatness import MODULES
+from stabilitykit._flatness import MODULES, Activation, described
 from stabilitykit._switches import Hook
 
 # The files of torch's layers of one function each, which is no activation.
@@ -46,6 +46,7 @@ class Frame:
         within: the frames of what a sequence calls, and of what that calls.
         hooks: how many of probes are on the module.
         key: name and kind.
+        batch_norm: whether it has the mean and std of the batch while training.
         flatness: of the call that is under way.
     """
 
@@ -59,7 +60,20 @@ class Frame:
     within: list[Frame] = field(default_factory=list)
     hooks: int = 0
     key: tuple[str, str] = ("", "")
+    batch_norm: bool = False
     flatness: Flatness = NOT_FLAT
+    _described: tuple[Any, Activation | None] = None, None  # what for, and it
+
+    def given(self) -> dict[str, Any]:
+        """The options as they are now."""
+        return {name: getattr(self.module, name) for name in self.options}
+
+    def activation(self) -> Activation | None:
+        """What its function is with these; None where they are not plain numbers."""
+        function, options = asked = self.function, self.given()
+        if self._described[0] != asked:
+            self._described = asked, described(function, (None,), options)
+        return self._described[1]
 
     def undisturbed(self) -> bool:
         """Whether no others' hooks, which may act, are on it or on what a sequence calls."""
@@ -83,6 +97,7 @@ class Frame:
         """
         module, made, self.name = self.module, type(self.module), name
         self.key = name, kind(module)
+        self.batch_norm = made in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
         children = [child for n, child in module.named_children() if n != "parametrizations"]
         self.leaf = not children or isinstance(module, nn.MultiheadAttention)
         self.light, self.within = False, []

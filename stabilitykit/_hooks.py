@@ -14,7 +14,7 @@ from torch._C import _set_grad_enabled as set_grad
 from torch.compiler import is_compiling
 
 from stabilitykit._calls import NOT_FLAT, Flatness, Step, kind
-from stabilitykit._flatness import ACTIVATIONS, CHANNELS_FIRST, MODULES, described
+from stabilitykit._flatness import ACTIVATIONS, CHANNELS_FIRST, MODULES
 from stabilitykit._frames import Frame, frames
 from stabilitykit._functional import flatness_of
 from stabilitykit._ledger import Ledger
@@ -123,8 +123,7 @@ class Hooks:
         if frame.bare and not self._paused:
             self._pause(frame)
         if self._paused and frame.function is not None:
-            options = {name: getattr(frame.module, name) for name in frame.options}
-            known = self._flatness(frame.function, args, {**kwargs, **options})
+            known = self._flatness(frame.function, args, {**kwargs, **frame.given()})
             frame.flatness = known or NOT_FLAT
 
     def _here(self) -> bool:
@@ -192,7 +191,9 @@ class Hooks:
         if self._alone and self._thread.get("of") == get_ident():
             set_grad(False)
             try:
-                quickly = self.outputs.layer(frame.key, output)
+                # One entry that is not finite makes mean and std, and all of its channel, so.
+                by_channels = frame.batch_norm and module.training
+                quickly = self.outputs.layer(frame.key, output, by_channels)
             finally:
                 set_grad(True)
             if quickly:
@@ -211,8 +212,7 @@ class Hooks:
 
     def _activation(self, frame: Frame, module: nn.Module, args: Any, output: Any) -> None:
         """Of an activation in a sequence that nothing disturbs."""
-        options = {name: getattr(module, name) for name in frame.options}
-        f = described(frame.function, args, options)
+        f = frame.activation()
         if f is not None and f.apply is not None:
             set_grad(False)
             try:
@@ -220,7 +220,7 @@ class Hooks:
                     return
             finally:
                 set_grad(True)
-        frame.flatness = self._flatness(frame.function, args, options) or NOT_FLAT
+        frame.flatness = self._flatness(frame.function, args, frame.given()) or NOT_FLAT
         self._layer(frame, module, output)
 
     def _layer(self, frame: Frame, module: nn.Module, output: Any) -> None:

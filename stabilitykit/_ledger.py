@@ -18,6 +18,7 @@ from stabilitykit._samples import SAMPLE, copy_entries, flattened, positions, re
 
 MODES = ("sampled", "hybrid", "exact")
 _LARGE = 2**17  # fitted: entries from which a look at an eighth of them pays
+_ENOUGH = 256  # convention: entries of a unit that tell, nearly always, that it is not dead
 KNOWN = 256  # convention: shapes whose plans are kept, 2 MiB; sequences may have ever new lengths
 
 
@@ -35,6 +36,7 @@ class _Plan(NamedTuple):
         flat: whether there is one.
         places: which entries are sampled.
         wide: the dtype of the sum of all entries; None where it is not needed.
+        channels: size and stride of the first entry of every channel.
     """
 
     rows: Samples
@@ -42,6 +44,7 @@ class _Plan(NamedTuple):
     flat: bool
     places: Tensor
     wide: torch.dtype | None
+    channels: tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class Ledger:
@@ -108,15 +111,26 @@ class Ledger:
         self.last = plan.rows, row, None if plan.wide is None else total
         return Written(plan.size[0], slot, -1 if plan.wide is None else slot)
 
-    def known(self, tensor: Tensor, sampled: bool = False) -> Written | None:
-        """`moments`, quickly; None where no tensor like it was seen before."""
+    def known(
+        self, tensor: Tensor, sampled: bool = False, by_channels: bool = False
+    ) -> Written | None:
+        """`moments`, quickly; None where no tensor like it was seen before.
+
+        Args:
+            tensor: not kept.
+            sampled: whether the sample has to do also in mode "hybrid".
+            by_channels: whether each channel (dimension 1) is finite in whole or nowhere, so that
+                its first entry tells which. Half precision may overflow anywhere.
+        """
         key = (tensor.shape, tensor.stride(), tensor.dtype, tensor.device, sampled)
         plan = self._plans.get(key)
-        return self._write(tensor, plan) if plan is not None and plan.flat else None
+        if plan is None or not plan.flat:
+            return None
+        return self._write(tensor, plan, by_channels and plan.wide is tensor.dtype)
 
-    def _write(self, tensor: Tensor, plan: _Plan) -> Written:
+    def _write(self, tensor: Tensor, plan: _Plan, by_channels: bool = False) -> Written:
         """`moments` of a tensor that has a flat view."""
-        rows, size, _, places, wide = plan
+        rows, size, _, places, wide, channels = plan
         slot, (row, total) = self.take(rows)
         flat = tensor.as_strided(size, (1,))
         if wide is None:
@@ -125,7 +139,8 @@ class Ledger:
             return Written(size[0], slot)
         # The sum is the cheapest pass that meets every nan and infinity; isfinite and aminmax take
         # 3 to 20 times as long on a CPU. It also brings the tensor into the cache.
-        torch.sum(flat, (0,), dtype=wide, out=total)
+        summed = tensor.as_strided(*channels) if by_channels else flat
+        torch.sum(summed, (0,), dtype=wide, out=total)
         torch.index_select(flat, 0, places, out=row)
         self.last = rows, row, total
         return Written(size[0], slot, slot)
@@ -137,7 +152,8 @@ class Ledger:
         flat, places = flattened(tensor) is not None, self.places(tensor)
         if whole < SAMPLE:  # the first entry fills the row, as `moments` knows
             places = torch.cat([places, places.new_zeros(SAMPLE - whole)])
-        return _Plan(rows, (whole,), flat, places, wide(tensor.dtype) if summed else None)
+        channels = tuple(tensor.shape[1:2]), tensor.stride()[1:2]
+        return _Plan(rows, (whole,), flat, places, wide(tensor.dtype) if summed else None, channels)
 
     def activation(self, z: Tensor, sample: Sample | None, f: Activation, units: int) -> Written:
         """All of f(z) from the sample of z and the ends of its range, without a pass over f(z).
@@ -168,12 +184,16 @@ class Ledger:
         """
         if not z.is_cpu or z.numel() < _LARGE or total is None:
             return False
-        part = z[: len(z) // 8]
-        if not len(part) or not abs(total.item()) < SURELY or not bounded(f, z.dtype):
+        shape = z.shape
+        of_each = z.numel() // (shape[0] * shape[units])
+        batch = min(shape[0] // 8, -(-_ENOUGH // of_each))
+        if not batch or not abs(total.item()) < SURELY or not bounded(f, z.dtype):
             return False
+        part = z.narrow(0, 0, batch)
         high = extreme(torch.amax, part, units)
-        low = extreme(torch.amin, part, units) if f.both else high
-        return not within(low, high, f.intervals).any()
+        if not f.both:
+            return high.amin().item() > max(stop for _, stop in f.intervals)
+        return not within(extreme(torch.amin, part, units), high, f.intervals).any()
 
     def saturation(self, z: Tensor, intervals: Intervals) -> int:
         """Share of entries within the intervals."""

@@ -72,14 +72,18 @@ class Outputs:
             if len(seen.box) == 1:
                 self._follow(tensor, seen.box)
 
-    def layer(self, key: tuple[str, str], output: Any) -> bool:
+    def layer(self, key: tuple[str, str], output: Any, by_channels: bool) -> bool:
         """`record`, quickly, where nothing need be switched off; False where it does not suffice.
 
         Args:
             key: name and kind of a layer that is no activation.
             output: its own.
+            by_channels: as in `Ledger.known`.
         """
-        if not self._new(output) or (written := self.ledger.known(output)) is None:
+        if not self._new(output):
+            return False
+        written = self.ledger.known(output, by_channels=by_channels)
+        if written is None:
             return False
         self._note(key, output, written, self.ledger.last, NOT_FLAT)
         return True

@@ -50,7 +50,8 @@ def extreme(function: Callable[..., Tensor], z: Tensor, dimension: int) -> Tenso
         maps = tuple(range(2, z.dim()))
         if places < _SMALL_MAP:
             return function(function(z, 0), tuple(d - 1 for d in maps))
-        return function(function(z, maps), 0)
+        ends = function(z, maps)
+        return ends.view(-1) if len(z) == 1 else function(ends, 0)
     return function(z, [d for d in range(z.dim()) if d != dimension])
 
 

@@ -75,6 +75,35 @@ def test_units_without_life_in_that_part_are_looked_at_in_whole(activation, layo
     assert activation_record(activation, z, "exact").dead == 4 / 64
 
 
+@pytest.mark.parametrize("activation", ACTIVATION_MODULES, ids=lambda a: type(a).__name__)
+def test_one_map_of_many_places_shows_that_no_unit_is_dead(activation, looked_at):
+    z = torch.randn(16, 64, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert activation_record(activation, z, "hybrid").dead == 0
+    assert set(looked_at) == {z.numel() // 16}
+    z[0, 7] = -100.0
+    assert activation_record(activation, z, "hybrid").dead == 0
+    assert max(looked_at) == z.numel()
+    z[:, 7] = -100.0
+    for mode in ("hybrid", "exact"):
+        assert activation_record(activation, z, mode).dead == 1 / 64
+
+
+def test_a_unit_whose_largest_entry_is_the_end_of_the_flat_part_is_dead():
+    z = batch("maps")
+    z[:, 7].clamp_(max=0.0)
+    for mode in ("hybrid", "exact"):
+        assert activation_record(nn.ReLU(), z, mode).dead == 1 / 64
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_unit_that_lives_in_one_of_few_maps_is_not_dead(size):
+    z = torch.randn(size, 64, 16, 16)
+    z[1:, 7] = -100.0
+    z[:, 8] = -100.0
+    for mode in ("hybrid", "exact"):
+        assert activation_record(nn.ReLU(), z, mode).dead == 1 / 64
+
+
 def test_small_outputs_are_looked_at_in_whole(looked_at):
     z = batch("features")[:1024]
     assert activation_record(nn.ReLU(), z, "hybrid").dead == 0

@@ -1,6 +1,7 @@
 """Sequences of torch's own layers, at which the probe looks with the least effort."""
 
 import contextlib
+import copy
 import math
 from threading import Thread
 
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import stabilitykit as sk
 from stabilitykit._frames import _FUNCTIONS, frames
 from stabilitykit._outputs import Outputs
+from stabilitykit._samples import positions
 
 OPTIONS = {
     nn.LeakyReLU: [{}, {"negative_slope": 0.3}],
@@ -145,6 +147,86 @@ def test_most_layers_are_looked_at_quickly(monkeypatch):
     assert seen == [(r.layer, r.kind) for r in shown(model, x)]
 
 
+def outside_the_sample(shape):
+    """A place of which the probe keeps no number, in a channel of which it keeps some."""
+    numel = math.prod(shape)
+    missing = set(range(numel)) - set(positions(numel, torch.device("cpu")).tolist())
+    return sorted(missing)[len(missing) * 2 // 3]
+
+
+def normed(norm, x, change):
+    """How much of each step's output is not finite, and whether its record says that any is.
+
+    What is to be changed is changed before the last step.
+    """
+    model = nn.Sequential(norm, nn.Flatten(0))
+    found = []
+    with sk.Probe(model, torch.optim.SGD(model.parameters(), lr=0.0)) as probe:
+        for step in range(3):
+            if step == 2:
+                change()
+            y = model(x)
+            found.append(int(y.isfinite().logical_not().sum()))
+            y.sum().backward()
+            probe._recorder.optimizer.step()
+    return found, [bool(r.nonfinite) for r in probe.records if r.layer == "0"]
+
+
+@pytest.mark.parametrize("entry", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("norm", "shape", "spoilt"),
+    [
+        (nn.BatchNorm1d(24), (512, 24), 512),
+        (nn.BatchNorm1d(24), (32, 24, 16), 512),
+        (nn.BatchNorm2d(24), (32, 24, 8, 8), 2048),
+        (nn.BatchNorm3d(24), (8, 24, 4, 4, 4), 512),
+        (nn.BatchNorm2d(24).eval(), (32, 24, 8, 8), 1),
+        (nn.GroupNorm(12, 24), (32, 24, 8, 8), 128),
+        (nn.InstanceNorm2d(24, affine=True), (32, 24, 8, 8), 64),
+        (nn.LayerNorm(8), (32, 24, 8, 8), 8),
+    ],
+    ids=str,
+)
+def test_one_entry_that_is_not_finite_is_seen_behind_a_normalization(norm, shape, entry, spoilt):
+    """It takes what it is normalized with along: in batch norms all of its channel."""
+    x, norm = torch.randn(shape), copy.deepcopy(norm)
+
+    def change():
+        x.view(-1)[outside_the_sample(shape)] = entry
+
+    bad, seen = normed(norm, x, change)
+    assert bad == [0, 0, spoilt]
+    assert seen == [False, False, True]
+
+
+def test_a_channel_that_a_batch_norm_has_spoilt_is_seen():
+    """Also where the sample has none of it, as of 3,000 channels."""
+    norm = nn.BatchNorm1d(3000)
+
+    def change():
+        with torch.no_grad():
+            norm.bias[outside_the_sample((4, 3000)) % 3000] = math.nan
+
+    bad, seen = normed(norm, torch.randn(4, 3000), change)
+    assert bad == [0, 0, 4]
+    assert seen == [False, False, True]
+
+
+def test_an_entry_that_overflows_in_half_precision_behind_a_batch_norm_is_seen():
+    """Its channel is finite elsewhere."""
+    x = torch.randn(32, 2, 16, 16).half()
+    norm = nn.BatchNorm2d(2).half()
+
+    def change():
+        with torch.no_grad():
+            norm.weight.fill_(2000)
+            x.view(-1)[outside_the_sample(x.shape)] = 1000
+
+    bad, seen = normed(norm, x, change)
+    assert bad == [0, 0, 1]
+    assert seen == [False, False, True]
+
+
 class Functions(TorchFunctionMode):
     def __init__(self):
         super().__init__()
@@ -234,6 +316,17 @@ def test_the_functions_of_activations_are_those_that_they_call(kind, options):
     function, names = _FUNCTIONS[kind]
     module, x = kind(**options), torch.linspace(-4, 4, 1001)
     assert torch.equal(module(x), function(x, **{name: getattr(module, name) for name in names}))
+
+
+def test_an_option_that_changes_between_steps_counts_as_it_is():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LeakyReLU(0.3), nn.Flatten())
+    with sk.Probe(model) as probe:
+        for step in range(4):
+            model[1].negative_slope = 0.001 if step == 3 else 0.3
+            model(torch.randn(16, 3, 16, 16)).sum().backward()
+    saturated = [r.saturated for r in probe.records if r.layer == "1"]
+    assert saturated[:3] == [0.0, 0.0, 0.0]
+    assert 0.3 < saturated[3] < 0.7
 
 
 def test_an_activation_that_works_in_place_is_seen_before():
