@@ -17,7 +17,7 @@ from stabilitykit._rows import CHUNK, Ends, Flat, Reduced, Rows, Samples
 from stabilitykit._samples import SAMPLE, copy_entries, flattened, positions, real
 
 MODES = ("sampled", "hybrid", "exact")
-_LARGE = 2**17  # fitted: entries from which a look at an eighth of them pays
+_LARGE = 2**17  # fitted: entries from which a look at a part of them pays
 _ENOUGH = 256  # convention: entries of a unit that tell, nearly always, that it is not dead
 KNOWN = 256  # convention: shapes whose plans are kept, 2 MiB; sequences may have ever new lengths
 
