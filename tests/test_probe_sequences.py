@@ -148,7 +148,7 @@ def test_most_layers_are_looked_at_quickly(monkeypatch):
 
 
 def outside_the_sample(shape):
-    """A place of which the probe keeps no number, in a channel of which it keeps some."""
+    """A place of which the probe keeps no number."""
     numel = math.prod(shape)
     missing = set(range(numel)) - set(positions(numel, torch.device("cpu")).tolist())
     return sorted(missing)[len(missing) * 2 // 3]
@@ -200,12 +200,14 @@ def test_one_entry_that_is_not_finite_is_seen_behind_a_normalization(norm, shape
 
 
 def test_a_channel_that_a_batch_norm_has_spoilt_is_seen():
-    """Also where the sample has none of it, as of 3,000 channels."""
+    """Also where the sample has none of it, as of most of 3,000 channels."""
     norm = nn.BatchNorm1d(3000)
+    sampled = set((positions(4 * 3000, torch.device("cpu")) % 3000).tolist())
+    channel = max(set(range(3000)) - sampled)
 
     def change():
         with torch.no_grad():
-            norm.bias[outside_the_sample((4, 3000)) % 3000] = math.nan
+            norm.bias[channel] = math.nan
 
     bad, seen = normed(norm, torch.randn(4, 3000), change)
     assert bad == [0, 0, 4]
